@@ -1,0 +1,36 @@
+"""The command ``interlatent-live``: one Typer app, one module per command group.
+
+Command modules import only what ``--help`` needs; the heavy imports (torch, sockets, SDKs) happen
+inside the functions, so that help and errors are instant.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from interlatent_live.errors import UserError
+
+app = typer.Typer(
+    name="interlatent-live",
+    help="See live what a reinforcement-learning agent is doing, in claims the stream checks.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def _root() -> None:
+    """See live what a reinforcement-learning agent is doing, in claims the stream checks."""
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one sentence and exit status 2."""
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,1 @@
+"""Files the wheel carries: the demo's policies, transcoders and calibration recordings."""

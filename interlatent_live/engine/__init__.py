@@ -1,0 +1,1 @@
+"""Placing and supervising services: one port, one adapter for local processes."""

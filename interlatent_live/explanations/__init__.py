@@ -1,0 +1,1 @@
+"""Predicates, rules, claims, verification, writers and the narrator, all without sockets."""

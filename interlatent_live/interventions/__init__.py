@@ -1,0 +1,1 @@
+"""Bounded changes to a hook point's output: steer, clamp, scale, ablate."""

@@ -1,0 +1,1 @@
+"""Policies as torch modules: plain files, content hashes, training of the demo policy."""

@@ -1,0 +1,1 @@
+"""The rolling correlator as pure code: mergeable sums, windows, effective n, screening, exemplars, drift."""
