@@ -1,0 +1,190 @@
+"""The documents services publish for viewers: typed, versioned by schema name, JSON-ready.
+
+A document travels as the payload of a wire message of kind ``document`` under a topic. Services
+publish whole snapshots, not differences, so a viewer that missed one is right again with the next.
+Undefined numbers are ``None`` with a reason elsewhere in the document, never NaN.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+SCHEMA = "interlatent-live/1"
+
+
+class Topic(StrEnum):
+    """What a viewer can subscribe to; the value is the subscription prefix on the XPUB socket."""
+
+    AGENTS = "agents"
+    PROFILES = "profiles"
+    CLAIMS = "claims"
+    NARRATION = "narration"
+    FEATURES = "features"
+    """Not documents but ``features`` wire messages, one per batch."""
+
+
+class Percentiles(msgspec.Struct, frozen=True):
+    """Median and 99th percentile in milliseconds; ``None`` before the first observation."""
+
+    p50: float | None
+    p99: float | None
+
+
+class HookPointStatus(msgspec.Struct, frozen=True):
+    """How well one transcoder does on the live stream."""
+
+    name: str
+    transcoder: str
+    n_features: int
+    fvu: float | None
+    """Fraction of variance unexplained on live steps whose y was sampled."""
+    fvu_affine: float | None
+    fvu_steps: int
+
+
+class AgentStatus(msgspec.Struct, frozen=True):
+    """One run as the encoder sees it. Steps add up: sent = encoded + declared + undeclared + path.
+
+    ``dropped_declared`` is what the sender says it lost, by reason; ``gaps_undeclared`` is what is
+    missing from the sequence and that nobody declared.
+    """
+
+    agent: str
+    run_id: str
+    boot_id: str
+    environment: str
+    policy_hash: str
+    env_count: int
+    control_hz: float | None
+    actions: list[str]
+    metrics: list[dict[str, str]]
+    hook_points: list[HookPointStatus]
+    steps_received: int
+    steps_encoded: int
+    dropped_declared: dict[str, int]
+    gaps_undeclared: int
+    duplicates: int
+    steps_per_second: float
+    step_to_feature_ms: Percentiles
+    last_step_ns: int
+    ended: bool
+    steps_sent: int | None = None
+    """The sender's own count, known once it said goodbye."""
+
+
+class AgentsDocument(msgspec.Struct, frozen=True):
+    """Topic ``agents``: every run the encoder has seen since it started."""
+
+    agents: list[AgentStatus]
+    service: dict[str, Any]
+    """The encoder's buffers: bytes and steps queued per consumer, drops per consumer, refusals."""
+    published_ns: int
+
+
+class MetricAssociation(msgspec.Struct, frozen=True):
+    """How one feature goes with one metric in one window."""
+
+    name: str
+    r: float | None
+    lo: float | None
+    hi: float | None
+    n: int
+    n_eff: float | None
+    window: str
+    mean_on: float | None = None
+    mean_off: float | None = None
+    effect_size: float | None = None
+    reason: str | None = None
+    """Why a number is undefined."""
+
+
+class FeatureProfileDocument(msgspec.Struct, frozen=True):
+    """What the statistics know of one feature now."""
+
+    address: str
+    index: int
+    density: float
+    n: int
+    bouts: int
+    episodes: int
+    metrics: list[MetricAssociation]
+
+
+class ProfilesDocument(msgspec.Struct, frozen=True):
+    """Topic ``profiles``: the live features of one (run, hook point)."""
+
+    run_id: str
+    boot_id: str
+    hook_point: str
+    transcoder: str
+    processed_seq: int
+    steps: int
+    features: list[FeatureProfileDocument]
+    published_ns: int
+    lost: dict[str, int]
+    """Steps this correlator missed: declared by the encoder, or undeclared gaps."""
+
+
+class ClaimsDocument(msgspec.Struct, frozen=True):
+    """Topic ``claims``: every claim of one (run, hook point) with scores and verdict."""
+
+    run_id: str
+    boot_id: str
+    hook_point: str
+    transcoder: str
+    claims: list[dict[str, Any]]
+    counts: dict[str, int]
+    null: dict[str, Any]
+    """How the null was drawn: kind, draws, unit."""
+    writer: str
+    processed_seq: int
+    final: bool
+    published_ns: int
+    time_to_first_verified_s: float | None = None
+
+
+class NarrationLine(msgspec.Struct, frozen=True):
+    """One sentence and what it rests on."""
+
+    text: str
+    references: list[dict[str, Any]]
+
+
+class NarrationDocument(msgspec.Struct, frozen=True):
+    """Topic ``narration``: what one agent copy is doing over one interval."""
+
+    run_id: str
+    agent: str
+    env: int
+    episode: int
+    from_t: int
+    to_t: int
+    lines: list[NarrationLine]
+    published_ns: int
+
+
+DOCUMENTS: dict[Topic, type[msgspec.Struct]] = {
+    Topic.AGENTS: AgentsDocument,
+    Topic.PROFILES: ProfilesDocument,
+    Topic.CLAIMS: ClaimsDocument,
+    Topic.NARRATION: NarrationDocument,
+}
+
+
+def parse_document(topic: str, payload: dict[str, Any]) -> msgspec.Struct:
+    """The typed document of a payload.
+
+    Raises:
+        KeyError: for a topic that carries no documents.
+        msgspec.ValidationError: for a payload that does not fit the topic's schema.
+    """
+    return msgspec.convert(payload, DOCUMENTS[Topic(topic)])
+
+
+def document_payload(document: msgspec.Struct) -> dict[str, Any]:
+    """A document as the map that travels."""
+    payload: dict[str, Any] = msgspec.to_builtins(document)
+    return payload
