@@ -1,0 +1,12 @@
+"""The names that ``interlatent-live bench NAME`` knows, each with the function that runs it.
+
+Strings, not functions: listing the benchmarks must not import torch. Each function has keyword
+arguments with defaults (``quick: bool``, ``device: str`` where it can honour them) and returns a
+:class:`~interlatent_live.bench.report.BenchReport`.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+BENCHES: Final[dict[str, str]] = {}
