@@ -1,0 +1,186 @@
+"""The terminal view of a feed: one screen, readable at 80 columns, redrawn in place.
+
+Rendering is a pure function of :class:`FeedState`; text that comes from agents and models is shown
+as text (rich markup and control characters are never interpreted).
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from interlatent_live.feed.documents import AgentStatus
+    from interlatent_live.feed.state import CopyNow, FeedState
+
+VERDICT_STYLE = {
+    "verified": ("✓", "green"),
+    "weak": ("~", "yellow"),
+    "contradicted": ("✗", "red"),
+    "stale": ("!", "magenta"),
+    "pending": ("…", "cyan"),
+    "abstained": ("-", "dim"),
+}
+"""Verdict → (mark, colour): the mark carries the meaning, the colour only helps."""
+
+VERDICT_ORDER = tuple(VERDICT_STYLE)
+
+
+def clean(text: str, limit: int = 200) -> str:
+    """Other people's text made harmless: one line, no control characters, bounded."""
+    one_line = " ".join(text.split())
+    kept = "".join(c for c in one_line if unicodedata.category(c)[0] != "C")
+    return kept if len(kept) <= limit else kept[: limit - 1] + "…"
+
+
+def render(state: FeedState, *, env: int = 0, claims_shown: int = 8) -> RenderableType:
+    """The whole screen.
+
+    Args:
+        state: what the viewer knows.
+        env: the agent copy whose present is shown.
+        claims_shown: how many rows the table of claims has.
+    """
+    if state.agents is None or not state.agents.agents:
+        return Panel(
+            Text("waiting for an agent to connect …"), title="interlatent-live", expand=True
+        )
+    status = state.agents.agents[-1]
+    run = state.runs.get((status.run_id, status.boot_id))
+    copy = run.copies.get(env) if run else None
+    missed = run.steps_missed if run else 0
+    return Group(
+        _header(status, state, missed),
+        _now(status, copy, state, env),
+        _claims(state, status.run_id, claims_shown),
+        _narration(state, status.run_id),
+    )
+
+
+def _milliseconds(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "–" if value is None else f"{value:.{digits}g}"
+
+
+def _header(status: AgentStatus, state: FeedState, missed: int) -> Panel:
+    declared = sum(status.dropped_declared.values())
+    feed = state.step_to_feed
+    feature = status.step_to_feature_ms
+    head = Text()
+    head.append(clean(status.agent, 30), style="bold")
+    head.append(f"  {clean(status.environment, 24)} × {status.env_count}")
+    head.append(f"  policy {status.policy_hash.removeprefix('sha256:')[:8]}")
+    head.append("  ended" if status.ended else f"  {status.steps_per_second:,.0f} steps/s")
+    loss = Text(
+        f"steps {status.steps_encoded:,} encoded"
+        f"  dropped {declared:,} declared, {status.gaps_undeclared:,} undeclared,"
+        f" {missed:,} missed here"
+    )
+    delay = Text(
+        f"step→feature p50 {_milliseconds(feature.p50)} p99 {_milliseconds(feature.p99)} ms"
+        f"   step→feed p50 {_milliseconds(feed.percentile(50))}"
+        f" p99 {_milliseconds(feed.percentile(99))} ms"
+    )
+    lines: list[Text] = [head, loss, delay]
+    lines.extend(
+        Text(
+            f"{clean(hook.name, 24)}@{hook.transcoder.removeprefix('sha256:')[:8]}"
+            f"  {hook.n_features} features"
+            f"  FVU {_number(hook.fvu)} (affine {_number(hook.fvu_affine)})"
+        )
+        for hook in status.hook_points
+    )
+    return Panel(Group(*lines), title="interlatent-live", title_align="left")
+
+
+def _now(status: AgentStatus, copy: CopyNow | None, state: FeedState, env: int) -> Panel:
+    title = f"now: copy {env}"
+    if copy is None:
+        return Panel(Text("no step of this copy yet"), title=title, title_align="left")
+    units = {metric["name"]: metric["unit"] for metric in status.metrics}
+    values = Text()
+    for name, value in copy.metrics.items():
+        unit = units.get(name, "")
+        shown = f"{value:.3g}" if value == value else "–"  # noqa: PLR0124 - NaN differs from itself
+        values.append(f"{clean(name, 28)} ")
+        values.append(f"{shown}{' ' + clean(unit, 8) if unit else ''}", style="bold")
+        values.append("   ")
+    claims = state.claim_by_address()
+    table = Table(box=None, padding=(0, 1), show_header=False, expand=True)
+    table.add_column(no_wrap=True)
+    table.add_column(justify="right", no_wrap=True)
+    table.add_column(ratio=1, overflow="ellipsis", no_wrap=True)
+    hashes = {hook.name: hook.transcoder for hook in status.hook_points}
+    shown_features = [
+        (hook, index, value) for hook, active in copy.active.items() for index, value in active
+    ]
+    shown_features.sort(key=lambda item: -item[2])
+    for hook, index, value in shown_features[:6]:
+        claim = claims.get(f"{hook}/{index}@{hashes.get(hook, '')}")
+        table.add_row(f"{clean(hook, 16)}/{index}", f"{value:.2f}", _claim_label(claim))
+    title += f", episode {copy.episode}, step {copy.t}" + (" (ended)" if copy.ended else "")
+    return Panel(Group(values, table), title=title, title_align="left")
+
+
+def _claim_label(claim: dict[str, Any] | None) -> Text:
+    if claim is None:
+        return Text("no claim yet", style="dim")
+    mark, colour = VERDICT_STYLE.get(claim.get("verdict", ""), ("?", ""))
+    text = Text(f"{mark} ", style=colour)
+    text.append(clean(str(claim.get("label", "")), 120), style="")
+    return text
+
+
+def _claims(state: FeedState, run_id: str, rows: int) -> Panel:
+    documents = [doc for (run, _), doc in state.claims.items() if run == run_id]
+    counts: dict[str, int] = {}
+    claims: list[dict[str, Any]] = []
+    for document in documents:
+        claims.extend(document.claims)
+        for verdict, count in document.counts.items():
+            counts[verdict] = counts.get(verdict, 0) + count
+    table = Table(box=None, padding=(0, 1), expand=True, header_style="dim")
+    table.add_column("feature", no_wrap=True)
+    table.add_column("claim", ratio=1, overflow="ellipsis", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    table.add_column("bal.acc", justify="right", no_wrap=True)
+    table.add_column("prec", justify="right", no_wrap=True)
+    claims.sort(key=_claim_order)
+    for claim in claims[:rows]:
+        mark, colour = VERDICT_STYLE.get(claim.get("verdict", ""), ("?", ""))
+        table.add_row(
+            clean(str(claim["address"]).rpartition("@")[0], 16),
+            Text(clean(str(claim.get("label", "")), 120)),
+            Text(f"{mark} {claim.get('verdict')}", style=colour),
+            _number(claim.get("balanced_accuracy"), 2),
+            _number(claim.get("precision"), 2),
+        )
+    tally = ", ".join(f"{counts[v]} {v}" for v in VERDICT_ORDER if counts.get(v))
+    return Panel(table, title=f"claims: {tally or 'none yet'}", title_align="left")
+
+
+def _claim_order(claim: dict[str, Any]) -> tuple[int, float]:
+    verdict = claim.get("verdict", "")
+    rank = VERDICT_ORDER.index(verdict) if verdict in VERDICT_ORDER else len(VERDICT_ORDER)
+    return rank, -(claim.get("balanced_accuracy") or 0.0)
+
+
+def _narration(state: FeedState, run_id: str, shown: int = 3) -> Panel:
+    recent = [doc for doc in state.narration if doc.run_id == run_id][-shown:]
+    lines = [
+        Text(f"[copy {doc.env}] {clean(line.text, 300)}")
+        for doc in recent
+        for line in doc.lines[:2]
+    ]
+    body = Group(*lines) if lines else Text("nothing to say yet: claims are being verified")
+    return Panel(body, title="what it is doing", title_align="left")

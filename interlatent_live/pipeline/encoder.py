@@ -1,0 +1,462 @@
+"""The encoder service without its sockets: who is admitted, what is encoded when, what is counted.
+
+The shell feeds it manifests and step batches as they arrive and the time; it takes feature batches
+out. Which transcoder may read which policy is decided here, once, when an agent says hello.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from interlatent_live.encoding.micro_batching import BatchLimits, Joiner, MicroBatcher, Request
+from interlatent_live.errors import MismatchError, UserError
+from interlatent_live.feed.documents import AgentStatus, HookPointStatus, Percentiles
+from interlatent_live.pipeline.latency import LatencyHistogram
+from interlatent_live.stream import (
+    Activations,
+    FeatureBatch,
+    Manifest,
+    SparseCodes,
+    StepBatch,
+    StepFlag,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from numpy.typing import NDArray
+
+    from interlatent_live.encoding.micro_batching import Batch
+
+RATE_HALF_LIFE_S = 2.0
+OVERLOAD = "encoder_overload"
+"""Reason under which steps are declared lost that the encoder had no room to keep waiting."""
+
+
+class TranscoderLike(Protocol):
+    """What the encoder needs to know of a transcoder; the encode function knows the rest."""
+
+    @property
+    def identity(self) -> str:
+        """Content hash, ``sha256:…``."""
+        ...
+
+    @property
+    def n_features(self) -> int:
+        """Width of the dictionary."""
+        ...
+
+    @property
+    def d_in(self) -> int:
+        """Width of x."""
+        ...
+
+    @property
+    def d_out(self) -> int:
+        """Width of y."""
+        ...
+
+
+class Library(Protocol):
+    """Where transcoders are found, by the policy they were trained on."""
+
+    def find(self, policy_hash: str, hook_point: str) -> TranscoderLike | None:
+        """The newest transcoder for this policy at this hook point."""
+        ...
+
+    def policies(self) -> Mapping[str, tuple[str, ...]]:
+        """Hook points by policy hash: what there is, for a refusal that helps."""
+        ...
+
+
+class Encode(Protocol):
+    """Activations to codes, on whatever device."""
+
+    def __call__(self, transcoder: TranscoderLike, activations: Activations) -> SparseCodes:
+        """Codes of the rows of ``activations``."""
+        ...
+
+
+@dataclass(slots=True)
+class _HookPoint:
+    transcoder: TranscoderLike
+    error_sum: float = 0.0
+    error_affine_sum: float = 0.0
+    error_count: int = 0
+    error_affine_count: int = 0
+
+    def observe(self, codes: SparseCodes) -> None:
+        known = ~np.isnan(codes.error)
+        if known.any():
+            self.error_sum += float(codes.error[known].sum(dtype=np.float64))
+            self.error_count += int(known.sum())
+        known = ~np.isnan(codes.error_affine)
+        if known.any():
+            self.error_affine_sum += float(codes.error_affine[known].sum(dtype=np.float64))
+            self.error_affine_count += int(known.sum())
+
+
+@dataclass(slots=True)
+class LossCounts:
+    """What the receiving side of an agent's link knows, set by the shell from its ledger."""
+
+    received: int = 0
+    declared: dict[str, int] = field(default_factory=dict)
+    undeclared: int = 0
+    duplicates: int = 0
+
+
+@dataclass(slots=True)
+class _Agent:
+    manifest: Manifest
+    hook_points: dict[str, _HookPoint]
+    latency: LatencyHistogram = field(default_factory=LatencyHistogram)
+    loss: LossCounts = field(default_factory=LossCounts)
+    encoded: int = 0
+    last_step_ns: int = 0
+    ended: bool = False
+    sent: int | None = None
+    rate: float = 0.0
+    rate_at_ns: int = 0
+    rate_encoded: int = 0
+
+
+@dataclass(slots=True)
+class _Open:
+    """A message that waits for its hook points to be encoded."""
+
+    source: str
+    batch: StepBatch
+    codes: dict[str, SparseCodes | list[SparseCodes]]
+
+
+class EncoderCore:
+    """Manifests and step batches in, feature batches out.
+
+    Args:
+        library: finds transcoders by policy hash and hook point.
+        encode: turns activations into codes.
+        limits: micro-batching bounds.
+        clock: wall clock in ns since the epoch; replaced in tests.
+
+    A ``source`` is the shell's name for one connection.
+    """
+
+    def __init__(
+        self,
+        library: Library,
+        encode: Encode,
+        *,
+        limits: BatchLimits | None = None,
+        clock: Callable[[], int],
+    ) -> None:
+        self._library = library
+        self._encode = encode
+        self._clock = clock
+        self._batcher = MicroBatcher(limits)
+        self._joiner = Joiner()
+        self._agents: dict[str, _Agent] = {}
+        self._transcoders: dict[str, TranscoderLike] = {}
+        self._open: dict[int, _Open] = {}
+        self._next_message = 0
+        self.refused_rows = 0
+
+    # -- admission ---------------------------------------------------------------------------------
+
+    def admit(self, source: str, manifest: Manifest) -> tuple[str, ...]:
+        """Admit an agent; returns the names of hook points that have no transcoder.
+
+        Raises:
+            MismatchError: when no hook point has a transcoder trained on this policy, or a
+                transcoder's widths differ from the hook point's.
+        """
+        hook_points: dict[str, _HookPoint] = {}
+        missing: list[str] = []
+        for spec in manifest.hook_points:
+            transcoder = self._library.find(manifest.policy_hash, spec.name)
+            if transcoder is None:
+                missing.append(spec.name)
+                continue
+            if (transcoder.d_in, transcoder.d_out) != (spec.d_in, spec.d_out):
+                raise MismatchError(
+                    f"transcoder {transcoder.identity} maps {transcoder.d_in} → "
+                    f"{transcoder.d_out}, but hook point {spec.name!r} of agent "
+                    f"{manifest.agent!r} maps {spec.d_in} → {spec.d_out}; train a transcoder for it"
+                )
+            hook_points[spec.name] = _HookPoint(transcoder)
+        if not hook_points:
+            raise MismatchError(self._no_transcoder(manifest))
+        self._agents[source] = _Agent(manifest, hook_points, rate_at_ns=self._clock())
+        for hook_point in hook_points.values():
+            self._transcoders[hook_point.transcoder.identity] = hook_point.transcoder
+        return tuple(missing)
+
+    def _no_transcoder(self, manifest: Manifest) -> str:
+        names = ", ".join(repr(spec.name) for spec in manifest.hook_points)
+        policies = self._library.policies()
+        if manifest.policy_hash in policies:
+            there = ", ".join(repr(name) for name in policies[manifest.policy_hash])
+            return (
+                f"policy {manifest.policy_hash} of agent {manifest.agent!r} has transcoders for "
+                f"{there}, but none for {names}; hook those, or train the others"
+            )
+        known = ", ".join(sorted(policies)) or "no policy at all"
+        return (
+            f"no transcoder was trained on policy {manifest.policy_hash} of agent "
+            f"{manifest.agent!r} (hook points {names}); the library holds transcoders for {known}; "
+            "train some with `interlatent-live train`"
+        )
+
+    def manifest(self, source: str) -> Manifest | None:
+        """What an admitted source said of itself."""
+        agent = self._agents.get(source)
+        return agent.manifest if agent else None
+
+    def loss(self, source: str) -> LossCounts:
+        """The loss counts of a source, to be kept up to date by the shell."""
+        return self._agents[source].loss
+
+    def goodbye(self, source: str, sent: int | None) -> None:
+        """The agent ended its run; ``sent`` is its own count of steps."""
+        agent = self._agents.get(source)
+        if agent is not None:
+            agent.ended = True
+            agent.sent = sent
+
+    def forget(self, source: str) -> None:
+        """Drop everything about a source, when a newer boot replaces it."""
+        self._agents.pop(source, None)
+
+    # -- steps -------------------------------------------------------------------------------------
+
+    def submit(self, source: str, batch: StepBatch, now_ns: int) -> None:
+        """Take in one batch of steps; ``now_ns`` is monotonic.
+
+        Raises:
+            UserError: when the source was not admitted, or a hook point's width is wrong.
+        """
+        agent = self._agents.get(source)
+        if agent is None:
+            raise UserError("steps arrived from a source that has not said hello; reconnect")
+        rows = len(batch.steps)
+        if rows == 0:
+            return
+        message = self._next_message
+        self._next_message += 1
+        accepted: list[Request] = []
+        codes: dict[str, SparseCodes | list[SparseCodes]] = {}
+        for name, hook_point in agent.hook_points.items():
+            activations = batch.activations.get(name)
+            if activations is None:
+                continue
+            request = Request(message, name, source, hook_point.transcoder.identity, rows)
+            if self._batcher.submit(request, now_ns):
+                accepted.append(request)
+            else:
+                self.refused_rows += rows
+        if not accepted:
+            agent.loss.declared[OVERLOAD] = agent.loss.declared.get(OVERLOAD, 0) + rows
+            return
+        self._open[message] = _Open(source, batch, codes)
+        self._joiner.open(message, source, accepted)
+
+    def next_ready_ns(self) -> int | None:
+        """When :meth:`encode_ready` next has something to do."""
+        return self._batcher.next_ready_ns()
+
+    def encode_ready(self, now_ns: int, *, flush: bool = False) -> Iterator[FeatureBatch]:
+        """Encode what is ready (everything, with ``flush``) and yield completed feature batches."""
+        while True:
+            batch = self._batcher.take(now_ns)
+            if batch is None and flush:
+                batch = self._batcher.take_any()
+            if batch is None:
+                return
+            self._encode_batch(batch)
+            for message in self._joiner.finish(batch):
+                yield self._complete(message)
+
+    def _encode_batch(self, batch: Batch) -> None:
+        transcoder = self._transcoders[batch.transcoder]
+        parts = [
+            _rows(
+                self._open[s.request.message].batch.activations[s.request.hook_point],
+                s.start,
+                s.stop,
+            )
+            for s in batch.slices
+        ]
+        codes = self._encode(transcoder, _concatenated(parts))
+        for piece in batch.slices:
+            request = piece.request
+            part = _code_rows(codes, piece.offset, piece.offset + len(piece))
+            held = self._open[request.message].codes
+            if len(piece) == request.rows:
+                held[request.hook_point] = part
+            else:
+                pieces = held.setdefault(request.hook_point, [])
+                if isinstance(pieces, list):
+                    pieces.append(part)
+
+    def _complete(self, message: int) -> FeatureBatch:
+        waiting = self._open.pop(message)
+        agent = self._agents[waiting.source]
+        steps = waiting.batch.steps
+        silent = (steps.flags & StepFlag.NO_ACTIVATION).astype(bool)
+        codes: dict[str, SparseCodes] = {}
+        for name, held in waiting.codes.items():
+            whole = held if isinstance(held, SparseCodes) else _joined(held)
+            codes[name] = _without_rows(whole, silent) if silent.any() else whole
+            agent.hook_points[name].observe(codes[name])
+        encoded_ns = self._clock()
+        agent.encoded += len(steps)
+        if len(steps):
+            agent.last_step_ns = int(steps.time_ns[-1])
+            agent.latency.observe((encoded_ns - steps.time_ns) / 1e6)
+        return FeatureBatch(
+            run_id=agent.manifest.run_id,
+            boot_id=agent.manifest.boot_id,
+            steps=steps,
+            codes=codes,
+            transcoders={n: agent.hook_points[n].transcoder.identity for n in codes},
+            encoded_ns=encoded_ns,
+        )
+
+    # -- what is shown -----------------------------------------------------------------------------
+
+    def agents(self) -> list[AgentStatus]:
+        """The status of every run, in the order in which they connected."""
+        return [self._status(agent) for agent in self._agents.values()]
+
+    def latencies(self) -> dict[str, LatencyHistogram]:
+        """Step → feature latency by agent name."""
+        return {agent.manifest.agent: agent.latency for agent in self._agents.values()}
+
+    def _status(self, agent: _Agent) -> AgentStatus:
+        now = self._clock()
+        elapsed = (now - agent.rate_at_ns) / 1e9
+        if elapsed > 0:
+            recent = (agent.encoded - agent.rate_encoded) / elapsed
+            keep = 0.5 ** (elapsed / RATE_HALF_LIFE_S)
+            agent.rate = recent if agent.rate == 0 else keep * agent.rate + (1 - keep) * recent
+            agent.rate_at_ns, agent.rate_encoded = now, agent.encoded
+        manifest = agent.manifest
+        return AgentStatus(
+            agent=manifest.agent,
+            run_id=manifest.run_id,
+            boot_id=manifest.boot_id,
+            environment=manifest.environment,
+            policy_hash=manifest.policy_hash,
+            env_count=manifest.env_count,
+            control_hz=manifest.control_hz,
+            actions=list(manifest.actions),
+            metrics=[
+                {
+                    "name": metric.name,
+                    "unit": metric.unit,
+                    "role": metric.role.value,
+                    "description": metric.description,
+                }
+                for metric in manifest.metrics
+            ],
+            hook_points=[_hook_status(n, h) for n, h in agent.hook_points.items()],
+            steps_received=agent.loss.received,
+            steps_encoded=agent.encoded,
+            dropped_declared=dict(agent.loss.declared),
+            gaps_undeclared=agent.loss.undeclared,
+            duplicates=agent.loss.duplicates,
+            steps_per_second=agent.rate,
+            step_to_feature_ms=Percentiles(
+                agent.latency.percentile(50), agent.latency.percentile(99)
+            ),
+            last_step_ns=agent.last_step_ns,
+            ended=agent.ended,
+            steps_sent=agent.sent,
+        )
+
+
+def _hook_status(name: str, hook_point: _HookPoint) -> HookPointStatus:
+    return HookPointStatus(
+        name=name,
+        transcoder=hook_point.transcoder.identity,
+        n_features=hook_point.transcoder.n_features,
+        fvu=hook_point.error_sum / hook_point.error_count if hook_point.error_count else None,
+        fvu_affine=(
+            hook_point.error_affine_sum / hook_point.error_affine_count
+            if hook_point.error_affine_count
+            else None
+        ),
+        fvu_steps=hook_point.error_count,
+    )
+
+
+def _rows(activations: Activations, start: int, stop: int) -> Activations:
+    """Rows start:stop with the sampled outputs that belong to them."""
+    if start == 0 and stop == len(activations.x):
+        return activations
+    first, last = np.searchsorted(activations.y_rows, [start, stop])
+    return Activations(
+        x=activations.x[start:stop],
+        y=activations.y[first:last],
+        y_rows=(activations.y_rows[first:last] - start).astype(np.uint16),
+    )
+
+
+def _concatenated(parts: list[Activations]) -> Activations:
+    if len(parts) == 1:
+        return parts[0]
+    offset = 0
+    rows: list[NDArray[np.int64]] = []
+    for part in parts:
+        rows.append(part.y_rows.astype(np.int64) + offset)
+        offset += len(part.x)
+    return Activations(
+        x=np.concatenate([part.x for part in parts]),
+        y=np.concatenate([part.y for part in parts]),
+        y_rows=np.concatenate(rows).astype(np.uint16),
+    )
+
+
+def _code_rows(codes: SparseCodes, start: int, stop: int) -> SparseCodes:
+    if start == 0 and stop == len(codes):
+        return codes
+    first, last = int(codes.indptr[start]), int(codes.indptr[stop])
+    return SparseCodes(
+        n_features=codes.n_features,
+        indptr=codes.indptr[start : stop + 1] - codes.indptr[start],
+        index=codes.index[first:last],
+        value=codes.value[first:last],
+        error=codes.error[start:stop],
+        error_affine=codes.error_affine[start:stop],
+    )
+
+
+def _joined(parts: list[SparseCodes]) -> SparseCodes:
+    lengths = np.concatenate([np.diff(part.indptr) for part in parts])
+    return SparseCodes(
+        n_features=parts[0].n_features,
+        indptr=np.concatenate([[0], np.cumsum(lengths)]).astype(np.uint32),
+        index=np.concatenate([part.index for part in parts]),
+        value=np.concatenate([part.value for part in parts]),
+        error=np.concatenate([part.error for part in parts]),
+        error_affine=np.concatenate([part.error_affine for part in parts]),
+    )
+
+
+def _without_rows(codes: SparseCodes, absent: NDArray[np.bool_]) -> SparseCodes:
+    """The same rows with no features and no error where ``absent``."""
+    lengths = np.diff(codes.indptr)
+    keep = np.repeat(~absent, lengths)
+    lengths = np.where(absent, 0, lengths)
+    nan = np.float32(np.nan)
+    return SparseCodes(
+        n_features=codes.n_features,
+        indptr=np.concatenate([[0], np.cumsum(lengths)]).astype(np.uint32),
+        index=codes.index[keep],
+        value=codes.value[keep],
+        error=np.where(absent, nan, codes.error),
+        error_affine=np.where(absent, nan, codes.error_affine),
+    )

@@ -1,0 +1,84 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from interlatent_live.feed.state import FeedState
+from interlatent_live.feed.view import VERDICT_STYLE, clean, render
+from tests.support.feeds import (
+    HASH,
+    agents_document,
+    claim,
+    claims_document,
+    feature_batch,
+    narration_document,
+)
+
+
+def shown(state, width=80):
+    console = Console(file=io.StringIO(), width=width, force_terminal=False, color_system=None)
+    console.print(render(state))
+    return console.file.getvalue()
+
+
+def full_state():
+    state = FeedState()
+    state.on_document(agents_document(dropped_declared={"overrun": 3}, gaps_undeclared=1))
+    state.on_document(claims_document([claim(), claim(9, "weak", label="cart is left")]))
+    state.on_document(narration_document())
+    state.on_features(feature_batch(), received_ns=3_000_000)
+    return state
+
+
+def test_an_empty_feed_says_that_it_waits():
+    assert "waiting for an agent" in shown(FeedState())
+
+
+def test_everything_an_operator_needs_is_on_one_80_column_screen():
+    text = shown(full_state())
+    assert max(len(line) for line in text.splitlines()) <= 80
+    for expected in (
+        "cartpole-demo",
+        "CartPole-v1 × 8",
+        "3 declared, 1 undeclared, 0 missed",
+        "step→feature p50 4.2 p99 11.0 ms",
+        "FVU 0.0007 (affine 0.0018)",
+        "pole angle 0.05 rad",
+        "hidden.1/3",
+        "pole leans right",
+        "✓ verified",
+        "~ weak",
+        "1 verified, 1 weak",
+        "The pole leans right.",
+    ):
+        assert expected in text
+
+
+@pytest.mark.parametrize("verdict", list(VERDICT_STYLE))
+def test_every_verdict_is_said_in_words(verdict):
+    state = full_state()
+    state.on_document(claims_document([claim(verdict=verdict)]))
+    assert verdict in shown(state)
+
+
+def test_hostile_names_are_shown_as_text():
+    state = full_state()
+    hostile = "[bold red]\x1b[2J\u202e pwned\n[/]"
+    state.on_document(claims_document([claim(label=hostile)]))
+    state.on_document(agents_document(agent=hostile))
+    text = shown(state)
+    assert "\x1b" not in text
+    assert "\u202e" not in text
+    assert "[bold red]" in text
+
+
+def test_clean_bounds_and_flattens():
+    assert clean("a\n b\tc") == "a b c"
+    assert clean("x" * 300, 10) == "x" * 9 + "…"
+
+
+def test_a_feature_of_another_transcoder_has_no_claim():
+    state = full_state()
+    other = claim(address=f"hidden.1/3@{HASH[:-1]}0")
+    state.on_document(claims_document([other]))
+    assert "no claim yet" in shown(state)

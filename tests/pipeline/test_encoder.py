@@ -1,0 +1,201 @@
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from interlatent_live.encoding.micro_batching import BatchLimits
+from interlatent_live.errors import MismatchError, UserError
+from interlatent_live.pipeline.encoder import OVERLOAD, EncoderCore
+from interlatent_live.stream import (
+    Activations,
+    HookPointSpec,
+    Manifest,
+    MetricSpec,
+    SparseCodes,
+    StepBatch,
+    StepFlag,
+    steps_without_columns,
+)
+
+POLICY = "sha256:" + "a" * 64
+SECOND_NS = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class FakeTranscoder:
+    identity: str
+    n_features: int = 4
+    d_in: int = 2
+    d_out: int = 2
+
+
+class FakeLibrary:
+    def __init__(self, **hook_points):
+        self.held = {(POLICY, name): FakeTranscoder(f"sha256:{name}") for name in hook_points}
+
+    def find(self, policy_hash, hook_point):
+        return self.held.get((policy_hash, hook_point))
+
+    def policies(self):
+        return {POLICY: tuple(name for _, name in self.held)} if self.held else {}
+
+
+def encode(transcoder, activations):
+    """Feature 0 = x[0] where positive, feature 3 = x[1] where positive; error = y[0]."""
+    x = np.asarray(activations.x, np.float32)
+    on = x > 0
+    values = x[on]
+    index = np.tile(np.array([0, 3], np.uint32), (len(x), 1))[on]
+    error = np.full(len(x), np.nan, np.float32)
+    error[activations.y_rows] = activations.y[:, 0]
+    return SparseCodes(
+        transcoder.n_features,
+        np.concatenate([[0], np.cumsum(on.sum(1))]).astype(np.uint32),
+        index,
+        values,
+        error,
+        2 * error,
+    )
+
+
+def manifest(**changes):
+    values = {
+        "agent": "walker",
+        "run_id": "run",
+        "boot_id": "boot",
+        "policy_hash": POLICY,
+        "hook_points": (HookPointSpec("a", 2, 2), HookPointSpec("b", 2, 2)),
+        "metrics": (MetricSpec("speed", "m/s"),),
+    }
+    return Manifest(**(values | changes))
+
+
+def batch(rows, first_seq=0, hooks=("a", "b"), every=1, seed=0):
+    rng = np.random.default_rng(seed)
+    steps = steps_without_columns(rows, 1, first_seq)
+    y_rows = np.arange(0, rows, every, dtype=np.uint16)
+    return StepBatch(
+        steps,
+        {
+            hook: Activations(
+                rng.normal(size=(rows, 2)).astype(np.float32),
+                rng.uniform(size=(len(y_rows), 2)).astype(np.float32),
+                y_rows,
+            )
+            for hook in hooks
+        },
+    )
+
+
+def core(limits=None, clock=lambda: SECOND_NS, hooks=("a", "b")):
+    return EncoderCore(FakeLibrary(**dict.fromkeys(hooks)), encode, limits=limits, clock=clock)
+
+
+def test_an_unknown_policy_is_refused_with_both_names():
+    other = "sha256:" + "b" * 64
+    with pytest.raises(MismatchError) as refusal:
+        core().admit("s", manifest(policy_hash=other))
+    assert other in str(refusal.value)
+    assert POLICY in str(refusal.value)
+    assert "interlatent-live train" in str(refusal.value)
+
+
+def test_a_known_policy_with_other_hook_points_is_told_which_exist():
+    with pytest.raises(MismatchError, match=r"has transcoders for 'a', 'b', but none for 'c'"):
+        core().admit("s", manifest(hook_points=(HookPointSpec("c", 2, 2),)))
+
+
+def test_a_wrong_width_is_refused():
+    with pytest.raises(MismatchError, match="maps 2 → 2, but hook point 'a'"):
+        core().admit("s", manifest(hook_points=(HookPointSpec("a", 3, 2),)))
+
+
+def test_hook_points_without_transcoder_are_named_and_the_rest_is_encoded():
+    encoder = core(hooks=("a",))
+    assert encoder.admit("s", manifest()) == ("b",)
+    encoder.submit("s", batch(3), 0)
+    (out,) = encoder.encode_ready(0, flush=True)
+    assert set(out.codes) == {"a"}
+    assert out.transcoders == {"a": "sha256:a"}
+
+
+def test_steps_before_hello_are_refused():
+    with pytest.raises(UserError, match="has not said hello"):
+        core().submit("s", batch(1), 0)
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["s", "t"]), st.integers(1, 9), st.integers(1, 3)),
+        min_size=1,
+        max_size=12,
+    ),
+    st.integers(1, 7),
+)
+def test_micro_batching_never_changes_the_result(arrivals, max_rows):
+    encoder = core(BatchLimits(max_rows=max_rows, quantum_rows=3, max_pending_rows=500))
+    for source in ("s", "t"):
+        encoder.admit(source, manifest(run_id=source))
+    expected = {"s": [], "t": []}
+    for number, (source, rows, every) in enumerate(arrivals):
+        sent = batch(rows, every=every, seed=number)
+        expected[source].append(sent)
+        encoder.submit(source, sent, number)
+    out = {"s": [], "t": []}
+    for features in encoder.encode_ready(10**12, flush=True):
+        out[features.run_id].append(features)
+    for source, sent in expected.items():
+        assert len(out[source]) == len(sent)
+        for step_batch, features in zip(sent, out[source], strict=True):
+            assert features.steps is step_batch.steps
+            for hook, activations in step_batch.activations.items():
+                alone = encode(FakeTranscoder("x"), activations)
+                np.testing.assert_array_equal(features.codes[hook].dense(), alone.dense())
+                np.testing.assert_array_equal(features.codes[hook].error, alone.error)
+
+
+def test_rows_without_activation_have_no_features_and_no_error():
+    encoder = core()
+    encoder.admit("s", manifest())
+    sent = batch(4)
+    sent.steps.flags[2] = StepFlag.NO_ACTIVATION
+    encoder.submit("s", sent, 0)
+    (out,) = encoder.encode_ready(0, flush=True)
+    for codes in out.codes.values():
+        assert not codes.dense()[2].any()
+        assert np.isnan(codes.error[2])
+        assert not np.isnan(codes.error[[0, 1, 3]]).any()
+
+
+def test_status_adds_up():
+    times = iter(range(SECOND_NS, 1000 * SECOND_NS, SECOND_NS))
+    encoder = core(clock=lambda: next(times))
+    encoder.admit("s", manifest())
+    sent = batch(10, every=2)
+    encoder.submit("s", sent, 0)
+    assert len(list(encoder.encode_ready(0, flush=True))) == 1
+    encoder.loss("s").received = 10
+    encoder.loss("s").declared["overrun"] = 4
+    encoder.goodbye("s", sent=14)
+    (status,) = encoder.agents()
+    assert (status.steps_sent, status.steps_received, status.steps_encoded) == (14, 10, 10)
+    assert status.dropped_declared == {"overrun": 4}
+    assert status.ended
+    mean = float(sent.activations["a"].y[:, 0].astype(np.float64).mean())
+    assert status.hook_points[0].fvu == pytest.approx(mean, rel=1e-5)
+    assert status.hook_points[0].fvu_affine == pytest.approx(2 * mean, rel=1e-5)
+    assert status.hook_points[0].fvu_steps == 5
+    assert status.steps_per_second > 0
+
+
+def test_an_overloaded_encoder_declares_what_it_cannot_keep():
+    encoder = core(BatchLimits(max_rows=4, quantum_rows=4, max_pending_rows=8))
+    encoder.admit("s", manifest())
+    for number in range(3):
+        encoder.submit("s", batch(4, first_seq=4 * number), 0)
+    out = list(encoder.encode_ready(0, flush=True))
+    assert sum(len(features.steps) for features in out) == 4
+    assert encoder.loss("s").declared == {OVERLOAD: 8}
