@@ -10,6 +10,7 @@ import sys
 
 import typer
 
+from interlatent_live.cli import policies
 from interlatent_live.errors import UserError
 
 app = typer.Typer(
@@ -20,6 +21,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+app.add_typer(policies.app)
 
 
 @app.callback()
