@@ -1,0 +1,550 @@
+"""The messages of version 1: what each kind says, and the types that hold a peer to it.
+
+A message is a header (a MessagePack map) and at most one body. The classes derived from
+:class:`Message` *are* their headers: msgspec checks types, ranges and lengths, and refuses unknown
+fields. Steps and features carry arrays, so their headers are described apart
+(:class:`StepsHeader`, :class:`FeaturesHeader`) and what a reader gets is a frozen dataclass around
+the shared values of :mod:`interlatent_live.stream`.
+
+Sequence numbers count rows of one *stream*, that is of one ``boot_id``; clocks are nanoseconds
+since the epoch on the clock of whoever wrote them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import msgspec
+from msgspec import Meta
+
+from interlatent_live.stream import (
+    FeatureBatch,
+    HookPointSpec,
+    Manifest,
+    MetricSpec,
+    Role,
+    StepBatch,
+)
+from interlatent_live.wire.limits import (
+    MAX_HOOK_POINTS,
+    MAX_INT,
+    MAX_METRICS,
+    MAX_NAME,
+    MAX_RANGES,
+    MAX_STREAMS,
+    MAX_TEXT,
+    MAX_U32,
+    MAX_WIDTH,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+VERSION: Final = 1
+
+# Names end up in terminals, web pages, prompts and file names, so control characters (also the C1
+# set, which some terminals obey) and the marks that reorder text are refused at the border.
+_SAFE: Final = (
+    "[^\\x00-\\x1f\\x7f-\\x9f\\u061c\\u200e\\u200f\\u2028\\u2029\\u202a-\\u202e\\u2066-\\u2069]"
+)
+
+Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME, pattern=rf"^{_SAFE}+\Z")]
+OptionalName = Annotated[str, Meta(max_length=MAX_NAME, pattern=rf"^{_SAFE}*\Z")]
+Text = Annotated[str, Meta(max_length=MAX_TEXT, pattern=rf"^{_SAFE}*\Z")]
+Word = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[a-z0-9_.-]+\Z")]
+Count = Annotated[int, Meta(ge=0, le=MAX_INT)]
+Clock = Annotated[int, Meta(ge=0, le=MAX_INT)]
+Width = Annotated[int, Meta(ge=1, le=MAX_WIDTH)]
+Small = Annotated[int, Meta(ge=0, le=MAX_U32)]
+Rows = Annotated[int, Meta(ge=1, le=2**16)]
+TensorSpec = tuple[
+    Annotated[str, Meta(min_length=1, max_length=16)],
+    Annotated[str, Meta(min_length=1, max_length=4)],
+    Annotated[tuple[Small, ...], Meta(min_length=1, max_length=2)],
+]
+"""Name, dtype and shape of one tensor of the body."""
+Tensors = Annotated[tuple[TensorSpec, ...], Meta(min_length=7, max_length=7 + 5 * MAX_HOOK_POINTS)]
+
+
+class DropReason(StrEnum):
+    """Why rows that were numbered will never arrive."""
+
+    OVERRUN = "overrun"
+    """The ring was overwritten before its sender read it."""
+    AGE = "age"
+    """Older than the age limit when their turn came."""
+    NO_CREDIT = "no_credit"
+    """The receiver had granted no room."""
+    NO_PEER = "no_peer"
+    """Nobody was connected."""
+    PEER_LOST = "peer_lost"
+    """Sent, but the peer went away before acknowledging."""
+    SPOOL_FULL = "spool_full"
+    """The disk buffer had reached its bound."""
+    SPOOL_BROKEN = "spool_broken"
+    """A record of the disk buffer failed its checksum."""
+    SAMPLED = "sampled"
+    """Left out on purpose by a sampling option."""
+    MISSING = "missing"
+    """The receiver reported a hole that nobody had declared; the sender gave the rows up."""
+    UPSTREAM = "upstream"
+    """Never reached this sender: an undeclared hole of an earlier hop."""
+    REFUSED = "refused"
+    """Reached this sender and could not be used, for example for lack of a transcoder."""
+    SHUTDOWN = "shutdown"
+    """The sender ended with these rows undelivered."""
+
+
+class Drop(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
+    """Rows ``first_seq … first_seq + count − 1`` of a stream are declared lost."""
+
+    first_seq: Count
+    count: Annotated[int, Meta(ge=1, le=MAX_INT)]
+    reason: DropReason
+
+
+Drops = Annotated[tuple[Drop, ...], Meta(max_length=MAX_RANGES)]
+
+
+class Range(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True, gc=False):
+    """Rows ``first_seq … first_seq + count − 1``."""
+
+    first_seq: Count
+    count: Annotated[int, Meta(ge=1, le=MAX_INT)]
+
+
+Ranges = Annotated[tuple[Range, ...], Meta(max_length=MAX_RANGES)]
+
+
+class HookPointHeader(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A hook point in a manifest: ``[name, d_in, d_out]``."""
+
+    name: Name
+    d_in: Width
+    d_out: Width
+
+
+class MetricHeader(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A metric in a manifest: ``[name, unit, role, description]``."""
+
+    name: Name
+    unit: OptionalName
+    role: Role
+    description: Text
+
+
+class ManifestHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The manifest as it travels."""
+
+    agent: Name
+    run: Name
+    boot: Name
+    policy: Name
+    hooks: Annotated[tuple[HookPointHeader, ...], Meta(max_length=MAX_HOOK_POINTS)]
+    metrics: Annotated[tuple[MetricHeader, ...], Meta(max_length=MAX_METRICS)]
+    envs: Annotated[int, Meta(ge=1, le=2**16)]
+    hz: Annotated[float, Meta(gt=0, le=1e9)] | None
+    environment: OptionalName
+    actions: Annotated[tuple[Name, ...], Meta(max_length=MAX_METRICS)]
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> ManifestHeader:
+        """The header that says the same as ``manifest``; not yet checked."""
+        return cls(
+            agent=manifest.agent,
+            run=manifest.run_id,
+            boot=manifest.boot_id,
+            policy=manifest.policy_hash,
+            hooks=tuple(HookPointHeader(h.name, h.d_in, h.d_out) for h in manifest.hook_points),
+            metrics=tuple(
+                MetricHeader(m.name, m.unit, m.role, m.description) for m in manifest.metrics
+            ),
+            envs=manifest.env_count,
+            hz=None if manifest.control_hz is None else float(manifest.control_hz),
+            environment=manifest.environment,
+            actions=tuple(manifest.actions),
+        )
+
+    def manifest(self) -> Manifest:
+        """The shared value that says the same."""
+        return Manifest(
+            agent=self.agent,
+            run_id=self.run,
+            boot_id=self.boot,
+            policy_hash=self.policy,
+            hook_points=tuple(HookPointSpec(h.name, h.d_in, h.d_out) for h in self.hooks),
+            metrics=tuple(MetricSpec(m.name, m.unit, m.role, m.description) for m in self.metrics),
+            env_count=self.envs,
+            control_hz=self.hz,
+            environment=self.environment,
+            actions=self.actions,
+        )
+
+
+class HelloHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Header of a :class:`Hello`."""
+
+    v: int
+    kind: str
+    manifest: ManifestHeader
+    seq: Count
+    sent: Clock
+    transcoders: dict[Name, Name]
+
+
+class StepsHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Header of a :class:`StepsMessage`."""
+
+    v: int
+    kind: str
+    boot: Name
+    seq: Count
+    n: Rows
+    sent: Clock
+    drops: Drops
+    hooks: Annotated[tuple[Name, ...], Meta(max_length=MAX_HOOK_POINTS)]
+    t: Tensors
+
+
+class FeatureHookHeader(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """A hook point of a features message: ``[name, transcoder hash, number of features]``."""
+
+    name: Name
+    transcoder: Name
+    n_features: Width
+
+
+class FeaturesHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Header of a :class:`FeaturesMessage`."""
+
+    v: int
+    kind: str
+    run: Name
+    boot: Name
+    seq: Count
+    n: Rows
+    sent: Clock
+    encoded: Clock
+    drops: Drops
+    hooks: Annotated[tuple[FeatureHookHeader, ...], Meta(max_length=MAX_HOOK_POINTS)]
+    t: Tensors
+
+
+class DocumentHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Header of a :class:`Document`; the body is ``size`` bytes of MessagePack."""
+
+    v: int
+    kind: str
+    topic: Name
+    source: Name
+    seq: Count
+    sent: Clock
+    size: Small
+
+
+class PictureHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Header of a :class:`Picture` (kind ``frame``); the body is ``size`` bytes of JPEG."""
+
+    v: int
+    kind: str
+    boot: Name
+    seq: Count
+    env: Annotated[int, Meta(ge=0, le=2**16 - 1)]
+    width: Annotated[int, Meta(ge=1, le=2**14)]
+    height: Annotated[int, Meta(ge=1, le=2**14)]
+    sent: Clock
+    size: Small
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """An agent, or an encoder on its behalf, opens a stream.
+
+    ``first_seq`` is the first row this receiver is answerable for: everything before it was settled
+    with an earlier receiver. ``transcoders`` says, on links of features, which transcoder encodes
+    which hook point.
+    """
+
+    manifest: Manifest
+    first_seq: int = 0
+    sent_ns: int = 0
+    transcoders: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StepsMessage:
+    """Rows with activations, and the rows before them that will never come."""
+
+    boot_id: str
+    batch: StepBatch
+    drops: tuple[Drop, ...] = ()
+    sent_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FeaturesMessage:
+    """Rows with sparse features, and the rows before them that will never come."""
+
+    batch: FeatureBatch
+    drops: tuple[Drop, ...] = ()
+    sent_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A map for the feed: a status, a profile, a claim, a line of narration.
+
+    ``seq`` counts the publisher's documents on ``topic`` from 0, so a viewer can count what a full
+    queue cost it. ``payload`` holds strings, booleans, 64-bit integers, finite floats, ``None``,
+    lists and maps with string keys.
+    """
+
+    topic: str
+    source: str
+    payload: Mapping[str, Any]
+    seq: int = 0
+    sent_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A JPEG of one environment copy, kind ``frame``; lowest priority, reserved in version 1."""
+
+    boot_id: str
+    seq: int
+    env: int
+    width: int
+    height: int
+    jpeg: bytes
+    sent_ns: int = 0
+
+
+class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of the messages that are all header; the codec adds ``v`` and ``kind``."""
+
+
+class Welcome(
+    Message,
+    frozen=True,
+    forbid_unknown_fields=True,
+    kw_only=True,
+    rename={"boot_id": "boot", "echo_ns": "echo", "sent_ns": "sent"},
+):
+    """The answer to a hello: the stream may begin.
+
+    Credit is absolute: since this welcome the sender may have sent, on this connection, rows and
+    bytes up to these totals. A later message only ever raises them.
+    """
+
+    boot_id: Name
+    server: OptionalName = ""
+    credit_steps: Count
+    credit_bytes: Count
+    max_rows: Rows
+    max_bytes: Small
+    received: Count
+    """One more than the highest row already received of this stream; ``first_seq`` when none."""
+    missing: Ranges = ()
+    """Rows below ``received`` that never came and were not declared."""
+    echo_ns: Clock
+    """``sent_ns`` of the hello."""
+    sent_ns: Clock
+
+
+class Refuse(
+    Message,
+    frozen=True,
+    forbid_unknown_fields=True,
+    kw_only=True,
+    rename={"boot_id": "boot", "retry_ms": "retry", "sent_ns": "sent"},
+):
+    """A stream or a message is refused, with a word for counters and a sentence for people.
+
+    An empty ``boot_id`` speaks of the connection. ``retry_ms`` 0 means: not before something
+    changed.
+    """
+
+    boot_id: OptionalName = ""
+    reason: Word
+    message: Text
+    retry_ms: Small = 0
+    sent_ns: Clock
+
+
+class StreamAck(
+    msgspec.Struct,
+    frozen=True,
+    forbid_unknown_fields=True,
+    kw_only=True,
+    rename={
+        "boot_id": "boot",
+        "rows_received": "got",
+        "rows_declared": "declared",
+        "rows_undeclared": "undeclared",
+        "rows_duplicate": "duplicate",
+    },
+):
+    """How far one stream has come, with the receiver's counters of rows."""
+
+    boot_id: Name
+    received: Count
+    """One more than the highest row received or declared."""
+    processed: Count
+    """Rows handed on by the receiver, as a sequence number: all before it are done with."""
+    missing: Ranges = ()
+    rows_received: Count
+    rows_declared: Count
+    rows_undeclared: Count
+    rows_duplicate: Count
+
+
+class Ack(
+    Message,
+    frozen=True,
+    forbid_unknown_fields=True,
+    kw_only=True,
+    rename={"echo_ns": "echo", "echo_received_ns": "echo_at", "sent_ns": "sent"},
+):
+    """Cumulative acknowledgement, credit and the receiver's clock.
+
+    The four clocks for an offset estimate are ``echo_ns`` (the sender's, when it sent the newest
+    message seen), ``echo_received_ns`` and ``sent_ns`` (the receiver's), and the arrival.
+    """
+
+    streams: Annotated[tuple[StreamAck, ...], Meta(max_length=MAX_STREAMS)] = ()
+    credit_steps: Count
+    credit_bytes: Count
+    echo_ns: Clock
+    echo_received_ns: Clock
+    sent_ns: Clock
+
+
+class Stats(
+    Message,
+    frozen=True,
+    forbid_unknown_fields=True,
+    kw_only=True,
+    rename={
+        "boot_id": "boot",
+        "next_seq": "next",
+        "acknowledged": "acked",
+        "sent_ns": "sent",
+        "sent": "rows",
+    },
+):
+    """The sender's ledger of one stream: ``sent = acknowledged + sum(lost) + in_flight``."""
+
+    boot_id: Name
+    next_seq: Count
+    """One more than the last row settled or sent: rows up to here are accounted for."""
+    sent: Count
+    acknowledged: Count
+    lost: dict[DropReason, Count]
+    in_flight: Count
+    drops: Drops = ()
+    sent_ns: Clock
+
+
+class Bye(Stats, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The stream ends here; the ledger is final."""
+
+
+class Heartbeat(
+    Message, frozen=True, forbid_unknown_fields=True, kw_only=True, rename={"sent_ns": "sent"}
+):
+    """Nothing to say, still here."""
+
+    sent_ns: Clock
+
+
+class Command(StrEnum):
+    """What a control message may ask for (reserved in version 1)."""
+
+    HOLD = "hold"
+    STOP = "stop"
+    RESUME = "resume"
+    REVERT = "revert"
+    STEER = "steer"
+    CLAMP = "clamp"
+    SCALE = "scale"
+    ABLATE = "ablate"
+    RENEW = "renew"
+
+
+class Control(
+    Message,
+    frozen=True,
+    forbid_unknown_fields=True,
+    kw_only=True,
+    rename={"command_id": "id", "run_id": "run", "sent_ns": "sent"},
+):
+    """A command to an agent, on a connection of its own (reserved in version 1).
+
+    ``features`` are addresses, ``amount`` the dose within ``bound``; commands expire ``ttl_ms``
+    after they took effect.
+    """
+
+    command_id: Name
+    run_id: Name
+    agent: Name
+    command: Command
+    actor: Name
+    reason: Text
+    ttl_ms: Small
+    features: Annotated[tuple[Name, ...], Meta(max_length=MAX_RANGES)] = ()
+    amount: float | None = None
+    bound: float | None = None
+    envs: Annotated[tuple[Small, ...], Meta(max_length=MAX_METRICS)] = ()
+    sent_ns: Clock
+
+
+class Event(
+    Message,
+    frozen=True,
+    forbid_unknown_fields=True,
+    kw_only=True,
+    rename={"boot_id": "boot", "command_id": "id", "sent_ns": "sent"},
+):
+    """Something happened at a step, such as a command taking effect (reserved in version 1)."""
+
+    boot_id: Name
+    seq: Count
+    """The row at which it took effect."""
+    event: Word
+    command_id: OptionalName = ""
+    actor: OptionalName = ""
+    detail: Text = ""
+    sent_ns: Clock
+
+
+WireMessage = (
+    Hello
+    | Welcome
+    | Refuse
+    | StepsMessage
+    | FeaturesMessage
+    | Ack
+    | Stats
+    | Bye
+    | Heartbeat
+    | Document
+    | Control
+    | Event
+    | Picture
+)
+
+PLAIN_KINDS: Final[Mapping[str, type[Message]]] = {
+    "welcome": Welcome,
+    "refuse": Refuse,
+    "ack": Ack,
+    "stats": Stats,
+    "bye": Bye,
+    "heartbeat": Heartbeat,
+    "control": Control,
+    "event": Event,
+}
+"""Kinds that are all header."""
+
+KINDS: Final = frozenset({*PLAIN_KINDS, "hello", "steps", "features", "document", "frame"})

@@ -1,0 +1,323 @@
+"""Where tensors lie in a body, and which dtypes exist at all.
+
+A body is one buffer: the tensors in the header's order, little-endian, row-major, each starting at
+a multiple of eight bytes from the start of the body. One buffer and not one frame per tensor:
+fourteen small frames cost a ZeroMQ link about half of its rate (docs/wire.md has the figures).
+
+A dtype that came from a peer selects from a table and is never given to NumPy: ``np.ndarray`` over
+foreign bytes with dtype ``O`` reads pointers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from interlatent_live.errors import WireError
+from interlatent_live.wire.limits import MAX_HOOK_POINTS, MAX_METRICS, MAX_WIDTH
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+ALIGNMENT: Final = 8
+
+DTYPES: Final[Mapping[str, np.dtype[Any]]] = {
+    "u1": np.dtype("<u1"),
+    "u2": np.dtype("<u2"),
+    "u4": np.dtype("<u4"),
+    "u8": np.dtype("<u8"),
+    "i8": np.dtype("<i8"),
+    "f2": np.dtype("<f2"),
+    "f4": np.dtype("<f4"),
+    "f8": np.dtype("<f8"),
+    "bf2": np.dtype("<u2"),
+}
+"""Word on the wire → storage. ``bf2`` is bfloat16, which NumPy lacks: the upper half of float32."""
+
+ACTIVATION_DTYPES: Final = frozenset({"f4", "f2", "bf2"})
+
+# Word, dimensions: the columns that every batch of steps has, in this order.
+COLUMNS: Final = (
+    ("env", "u2", 1),
+    ("episode", "u4", 1),
+    ("t", "u4", 1),
+    ("time", "i8", 1),
+    ("controller", "u1", 1),
+    ("flags", "u1", 1),
+    ("metrics", "f8", 2),
+)
+
+Spec = tuple[str, str, tuple[int, ...]]
+"""Name, dtype word, shape."""
+Place = tuple[str, np.dtype[Any], int, int, tuple[int, ...] | None]
+"""Name, dtype, number of elements, byte offset, shape (``None`` for one dimension)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Resolved places of the tensors of one body."""
+
+    places: tuple[Place, ...]
+    size: int
+    """Bytes of the body."""
+
+
+def step_specs(
+    rows: int, n_metrics: int, hooks: Sequence[tuple[str, int, int, int]]
+) -> tuple[Spec, ...]:
+    """Tensors of a steps message; per hook point (dtype word, d_in, d_out, sampled rows of y)."""
+    specs = _column_specs(rows, n_metrics)
+    for number, (word, d_in, d_out, sampled) in enumerate(hooks):
+        specs += [
+            (f"{number}/x", word, (rows, d_in)),
+            (f"{number}/y", word, (sampled, d_out)),
+            (f"{number}/rows", "u2", (sampled,)),
+        ]
+    return tuple(specs)
+
+
+def feature_specs(rows: int, n_metrics: int, nnz: Sequence[int]) -> tuple[Spec, ...]:
+    """Tensors of a features message; per hook point its number of non-zero activations."""
+    specs = _column_specs(rows, n_metrics)
+    for number, count in enumerate(nnz):
+        specs += _feature_parts(number, rows, count)
+    return tuple(specs)
+
+
+def steps_layout(rows: int, hook_points: int, specs: tuple[Spec, ...]) -> Layout:
+    """Check that ``specs`` describe the body of a steps message of ``rows`` rows.
+
+    Raises:
+        WireError: reason ``tensor``, ``dtype`` or ``shape``.
+    """
+    # A hostile header may be different each time: only headers of an ordinary size are remembered.
+    return (_steps_layout if len(specs) <= _CACHED else _steps_layout.__wrapped__)(
+        rows, hook_points, specs
+    )
+
+
+def features_layout(rows: int, hook_points: int, specs: tuple[Spec, ...]) -> Layout:
+    """The same for a features message.
+
+    Raises:
+        WireError: reason ``tensor``, ``dtype`` or ``shape``.
+    """
+    # The number of active features differs in every batch, so there is nothing to remember.
+    return _features_layout(rows, hook_points, specs)
+
+
+def views(layout: Layout, body: bytes | memoryview) -> list[NDArray[Any]]:
+    """Read-only arrays over ``body``, none of them a copy.
+
+    ``body`` must be read-only and exactly ``layout.size`` bytes long; the codec has checked both.
+    """
+    out: list[NDArray[Any]] = []
+    for _, dtype, count, offset, shape in layout.places:
+        if count:
+            array = np.frombuffer(body, dtype, count, offset)
+            out.append(array if shape is None else array.reshape(shape))
+        else:
+            empty = np.empty(shape or 0, dtype)
+            empty.flags.writeable = False
+            out.append(empty)
+    return out
+
+
+@lru_cache(maxsize=256)
+def padding(specs: tuple[Spec, ...]) -> tuple[bytes, ...]:
+    """Zero bytes after each tensor; the last one ends the body."""
+    out = []
+    for _, word, shape in specs[:-1]:
+        out.append(bytes(-_size(word, shape) % ALIGNMENT))
+    return (*out, b"")
+
+
+def join(specs: tuple[Spec, ...], arrays: Sequence[NDArray[Any]]) -> bytes:
+    """Copy ``arrays`` into one body, each once.
+
+    Raises:
+        WireError: reason ``shape`` when an array is not what ``specs`` say.
+    """
+    parts: list[Any] = []
+    for (name, word, shape), array, pad in zip(specs, arrays, padding(specs), strict=True):
+        dtype = DTYPES[word]
+        if array.shape != shape:
+            raise WireError(
+                "shape",
+                f"tensor {name!r} has shape {list(array.shape)}, the message needs {list(shape)}",
+            )
+        if array.dtype != dtype or not array.flags.c_contiguous:
+            array = np.ascontiguousarray(array, dtype)  # noqa: PLW2901 - the same column, made ready
+        if array.size:
+            parts.append(array)
+        if pad:
+            parts.append(pad)
+    return b"".join(parts)
+
+
+def widen_bfloat16(raw: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """bfloat16 bits as float32, exactly: the bits become the upper half of the word."""
+    wide = (raw.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    wide.flags.writeable = False
+    return wide
+
+
+def narrow_bfloat16(values: NDArray[np.floating]) -> NDArray[np.uint16]:
+    """Round float32 to bfloat16, ties to even; NaN stays NaN."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    rounded = bits + (((bits >> np.uint32(16)) & np.uint32(1)) + np.uint32(0x7FFF))
+    # Rounding would carry a NaN with a full mantissa into infinity or zero: keep its upper half.
+    nan = np.isnan(values)
+    if nan.any():
+        rounded = np.where(nan, bits | np.uint32(0x00400000), rounded)
+    return (rounded >> np.uint32(16)).astype(np.uint16)
+
+
+_CACHED: Final = 7 + 3 * 16
+_FEATURE_NAMES: Final = tuple(
+    tuple(f"{number}/{part}" for part in ("indptr", "index", "value", "error", "affine"))
+    for number in range(MAX_HOOK_POINTS)
+)
+
+
+@lru_cache(maxsize=128)
+def _column_prefix(rows: int, n_metrics: int) -> tuple[Spec, ...]:
+    return tuple(
+        (name, word, (rows,) if dimensions == 1 else (rows, n_metrics))
+        for name, word, dimensions in COLUMNS
+    )
+
+
+def _column_specs(rows: int, n_metrics: int) -> list[Spec]:
+    return list(_column_prefix(rows, n_metrics))
+
+
+def _size(word: str, shape: tuple[int, ...]) -> int:
+    count = 1
+    for extent in shape:
+        count *= extent
+    return count * DTYPES[word].itemsize
+
+
+@lru_cache(maxsize=128)
+def _steps_layout(rows: int, hook_points: int, specs: tuple[Spec, ...]) -> Layout:
+    _check_count(len(specs), 7 + 3 * hook_points)
+    _check_columns(rows, specs)
+    for number in range(hook_points):
+        x, y, sampled = specs[7 + 3 * number : 10 + 3 * number]
+        for spec, name in ((x, f"{number}/x"), (y, f"{number}/y")):
+            _check_name(spec, name)
+            if spec[1] not in ACTIVATION_DTYPES:
+                raise _bad_dtype(spec, "f4, f2 or bf2")
+            if len(spec[2]) != 2 or not 1 <= spec[2][1] <= MAX_WIDTH:
+                raise _bad_shape(spec, f"[rows, width] with a width of 1 to {MAX_WIDTH}")
+        _check(sampled, f"{number}/rows", "u2", 1)
+        if x[2][0] != rows:
+            raise _bad_shape(x, f"[{rows}, d_in]")
+        if y[2][0] > rows or y[2][0] != sampled[2][0]:
+            raise _bad_shape(y, f"[m, d_out] with m = {sampled[2][0]} ≤ {rows}")
+        if x[1] != y[1]:
+            raise _bad_dtype(y, f"{x[1]}, as its input is")
+    return _place(specs)
+
+
+def _features_layout(rows: int, hook_points: int, specs: tuple[Spec, ...]) -> Layout:
+    _check_count(len(specs), 7 + 5 * hook_points)
+    columns, offset = _column_places(rows, specs[:7])
+    places = list(columns)
+    size = offset
+    for number in range(hook_points):
+        found = specs[7 + 5 * number : 12 + 5 * number]
+        nnz = found[1][2][0]
+        parts = _feature_parts(number, rows, nnz)
+        if found != parts:
+            raise _differing(found, parts)
+        for name, word, shape in parts:
+            size = offset + 4 * shape[0]
+            places.append((name, DTYPES[word], shape[0], offset, None))
+            offset = size + -size % ALIGNMENT
+    return Layout(tuple(places), size)
+
+
+def _feature_parts(number: int, rows: int, nnz: int) -> tuple[Spec, ...]:
+    indptr, index, value, error, affine = _FEATURE_NAMES[number]
+    return (
+        (indptr, "u4", (rows + 1,)),
+        (index, "u4", (nnz,)),
+        (value, "f4", (nnz,)),
+        (error, "f4", (rows,)),
+        (affine, "f4", (rows,)),
+    )
+
+
+def _differing(found: tuple[Spec, ...], expected: tuple[Spec, ...]) -> WireError:
+    spec, needed = next((f, e) for f, e in zip(found, expected, strict=True) if f != e)
+    if spec[0] != needed[0]:
+        return _bad_name(spec, needed[0])
+    if spec[1] != needed[1]:
+        return _bad_dtype(spec, needed[1])
+    return _bad_shape(spec, str(list(needed[2])))
+
+
+@lru_cache(maxsize=128)
+def _column_places(rows: int, specs: tuple[Spec, ...]) -> tuple[tuple[Place, ...], int]:
+    """Places of the seven columns, and where the next tensor starts."""
+    _check_columns(rows, specs)
+    layout = _place(specs)
+    return layout.places, layout.size + -layout.size % ALIGNMENT
+
+
+def _place(specs: tuple[Spec, ...]) -> Layout:
+    places = []
+    offset = end = 0
+    for name, word, shape in specs:
+        count = shape[0] if len(shape) == 1 else shape[0] * shape[1]
+        dtype = DTYPES[word]
+        places.append((name, dtype, count, offset, None if len(shape) == 1 else shape))
+        end = offset + count * dtype.itemsize
+        offset = end + -end % ALIGNMENT
+    return Layout(tuple(places), end)
+
+
+def _check_count(found: int, needed: int) -> None:
+    if found != needed:
+        raise WireError("tensor", f"the message describes {found} tensors and needs {needed}")
+
+
+def _check_columns(rows: int, specs: tuple[Spec, ...]) -> None:
+    for spec, (name, word, dimensions) in zip(specs, COLUMNS, strict=False):
+        _check(spec, name, word, dimensions)
+        if spec[2][0] != rows:
+            raise _bad_shape(spec, f"{rows} rows")
+    if specs[6][2][1] > MAX_METRICS:
+        raise _bad_shape(specs[6], f"at most {MAX_METRICS} metrics")
+
+
+def _check(spec: Spec, name: str, word: str, dimensions: int) -> None:
+    _check_name(spec, name)
+    if spec[1] != word:
+        raise _bad_dtype(spec, word)
+    if len(spec[2]) != dimensions:
+        raise _bad_shape(spec, f"{dimensions} dimensions")
+
+
+def _check_name(spec: Spec, name: str) -> None:
+    if spec[0] != name:
+        raise _bad_name(spec, name)
+
+
+def _bad_name(spec: Spec, name: str) -> WireError:
+    return WireError("tensor", f"the message has tensor {spec[0]!r} where {name!r} belongs")
+
+
+def _bad_dtype(spec: Spec, needed: str) -> WireError:
+    return WireError("dtype", f"tensor {spec[0]!r} has dtype {spec[1]!r} and needs {needed}")
+
+
+def _bad_shape(spec: Spec, needed: str) -> WireError:
+    return WireError("shape", f"tensor {spec[0]!r} has shape {list(spec[2])} and needs {needed}")
