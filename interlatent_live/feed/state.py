@@ -20,12 +20,13 @@ from interlatent_live.feed.documents import (
     ProfilesDocument,
 )
 from interlatent_live.pipeline.latency import LatencyHistogram
-from interlatent_live.stream import EPISODE_END
+from interlatent_live.stream import EPISODE_END, FeatureBatch
 
 if TYPE_CHECKING:
     import msgspec
 
-    from interlatent_live.stream import FeatureBatch
+    from interlatent_live.feed.client import FeedEvent
+    from interlatent_live.stream import SparseCodes
 
 NARRATION_KEPT = 200
 
@@ -69,6 +70,13 @@ class FeedState:
         self._max_runs = max_runs
         self._max_copies = max_copies
 
+    def take(self, event: FeedEvent) -> None:
+        """Take in whatever a feed client received."""
+        if isinstance(event.value, FeatureBatch):
+            self.on_features(event.value, event.received_ns)
+        else:
+            self.on_document(event.value)
+
     def on_document(self, document: msgspec.Struct) -> None:
         """Take in one parsed document."""
         match document:
@@ -100,7 +108,7 @@ class FeedState:
         run.next_seq = max(run.next_seq or 0, steps.first_seq + count)
         run.steps_seen += count
         self.step_to_feed.observe((received_ns - steps.time_ns) / 1e6)
-        names = self._metric_names(batch.run_id)
+        names = self.metric_names(batch.run_id)
         newest = {int(env): row for row, env in enumerate(steps.env)}
         for env, row in newest.items():
             if env not in run.copies and len(run.copies) >= self._max_copies:
@@ -111,7 +119,7 @@ class FeedState:
                 time_ns=int(steps.time_ns[row]),
                 ended=bool(steps.flags[row] & EPISODE_END),
                 metrics=dict(zip(names, steps.metrics[row].tolist(), strict=False)),
-                active={hook: _active(codes, row) for hook, codes in batch.codes.items()},
+                active={hook: active_features(codes, row) for hook, codes in batch.codes.items()},
             )
 
     def agent(self, run_id: str) -> AgentStatus | None:
@@ -129,7 +137,8 @@ class FeedState:
             for claim in document.claims
         }
 
-    def _metric_names(self, run_id: str) -> list[str]:
+    def metric_names(self, run_id: str) -> list[str]:
+        """Names of a run's metric columns; empty until the encoder reported the run."""
         status = self.agent(run_id)
         return [metric["name"] for metric in status.metrics] if status else []
 
@@ -140,7 +149,8 @@ class FeedState:
         kept[key] = value
 
 
-def _active(codes: Any, row: int) -> list[tuple[int, float]]:
+def active_features(codes: SparseCodes, row: int) -> list[tuple[int, float]]:
+    """Features that are on in one row, strongest first, as (index, activation)."""
     start, stop = int(codes.indptr[row]), int(codes.indptr[row + 1])
     order = np.argsort(-codes.value[start:stop], kind="stable")
     return [(int(codes.index[start + i]), float(codes.value[start + i])) for i in order.tolist()]
