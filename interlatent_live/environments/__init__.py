@@ -1,1 +1,1 @@
-"""Environments and the metrics that describe them: metric packs, disturbances, vectorised CartPole."""
+"""Environments and what describes them: metric packs, disturbances, vectorised CartPole."""

@@ -1,0 +1,1 @@
+"""One module per environment family: what its observations and actions mean."""
