@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 BLOCK_BYTES: Final = 16 << 20
 """Pre-activations of one block of rows; larger blocks only raise the memory needed."""
+SMALL: Final = 1 << 17
+"""Pre-activations up to which the bound is found by partitioning all of them."""
 TINY: Final = np.nextafter(np.float32(0), np.float32(1))
 """The smallest positive float32: ``p >= TINY`` is ``p > 0``."""
 
@@ -103,13 +105,24 @@ class CpuEncoder:
 
 
 def top_k_bound(pre: NDArray[np.float32], k: int) -> NDArray[np.float32]:
-    """Lower bound [n] on the k-th largest entry of each row of pre [n, F], 1 ≤ k ≤ F."""
-    n, n_features = pre.shape
-    groups = 4 * k
-    size = n_features // groups
-    if size < 4:
+    """Lower bound [n] on the k-th largest entry of each row of pre [n, F], 1 ≤ k ≤ F.
+
+    For few pre-activations it is the k-th largest entry itself: choosing among candidates would
+    cost more than partitioning all of them.
+    """
+    n_features = pre.shape[1]
+    if pre.size <= SMALL or n_features < 4 * 4 * k:
         return np.partition(pre, n_features - k, axis=1)[:, n_features - k].copy()
-    # Group g holds the columns g, g + groups, …: the maxima are then taken over whole vectors.
+    return grouped_bound(pre, k, groups=4 * k)
+
+
+def grouped_bound(pre: NDArray[np.float32], k: int, groups: int) -> NDArray[np.float32]:
+    """The k-th largest of the maxima of ``groups`` ≥ k disjoint groups of each row: a lower bound.
+
+    Group g holds the columns g, g + groups, …, so that the maxima are taken over whole vectors.
+    """
+    n, n_features = pre.shape
+    size = n_features // groups
     maxima: NDArray[np.float32] = pre[:, : groups * size].reshape(n, size, groups).max(axis=1)
     maxima.partition(groups - k, axis=1)
     bound: NDArray[np.float32] = maxima[:, groups - k].copy()

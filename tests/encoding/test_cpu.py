@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as hnp
 
 from interlatent_live.encoding import cpu
 from interlatent_live.encoding.backend import EncoderWeights
-from interlatent_live.encoding.cpu import CpuBackend, CpuEncoder, top_k_bound
+from interlatent_live.encoding.cpu import CpuBackend, CpuEncoder, grouped_bound, top_k_bound
 from tests.support.encode_backend import BackendSuite, random_rows, random_weights
 
 COARSE = st.integers(-4, 4).map(float)  # few values: many ties
@@ -20,29 +20,31 @@ class TestCpuBackend(BackendSuite):
         return CpuBackend()
 
 
-@given(
-    hnp.arrays(np.float32, st.tuples(st.integers(1, 6), st.integers(1, 90)), elements=COARSE),
-    st.data(),
-)
-def test_the_bound_is_a_bound(pre, data):
-    k = data.draw(st.integers(1, pre.shape[1]))
+ROWS = hnp.arrays(np.float32, st.tuples(st.integers(1, 6), st.integers(1, 90)), elements=COARSE)
+
+
+@given(ROWS, st.data())
+def test_the_bounds_are_bounds(pre, data):
+    n_features = pre.shape[1]
+    k = data.draw(st.integers(1, n_features))
     kth = np.sort(pre, axis=1)[:, -k]
-    bound = top_k_bound(pre, k)
+    np.testing.assert_array_equal(top_k_bound(pre, k), kth)
+    bound = grouped_bound(pre, k, data.draw(st.integers(k, n_features)))
     assert (bound <= kth).all()
     assert (bound >= pre.min(axis=1)).all()
 
 
-@given(
-    hnp.arrays(np.float32, st.tuples(st.integers(1, 6), st.integers(1, 90)), elements=COARSE),
-    st.data(),
-)
-def test_top_k_with_ties_is_the_stable_sort(pre, data):
+@pytest.mark.parametrize("small", [0, cpu.SMALL])
+@given(ROWS, st.data())
+def test_top_k_with_ties_is_the_stable_sort(small, pre, data):
     n_features = pre.shape[1]
     k = data.draw(st.integers(1, n_features))
     weights = EncoderWeights(
         np.eye(n_features, dtype=np.float32), np.zeros(n_features, np.float32), k=k
     )
-    rows = CpuBackend().prepare(weights).encode(pre)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu, "SMALL", small)
+        rows = CpuBackend().prepare(weights).encode(pre)
     for i, row in enumerate(pre):
         chosen = np.argsort(-row, kind="stable")[:k]
         expected = np.sort(chosen[row[chosen] > 0])
