@@ -124,6 +124,7 @@ class Taken:
     """
 
     first_seq: int
+    first_block: int
     facts: NDArray[np.void]
     metrics: NDArray[np.float64]
     x: Mapping[str, NDArray[np.float32]]
@@ -329,7 +330,7 @@ class Ring:
         self._expected = first_seq + len(facts)
         if not len(facts):
             return None, lost
-        return Taken(first_seq, facts, metrics, x, y, y_rows.astype(np.uint16)), lost
+        return Taken(first_seq, first + torn, facts, metrics, x, y, y_rows.astype(np.uint16)), lost
 
     def _declare(self, first_seq: int) -> Lost | None:
         expected = self._expected
