@@ -1,0 +1,421 @@
+"""The explainer of one hook point as a plain object: batches in, claims and sentences out.
+
+It does no I/O and starts nothing; a service feeds it and decides when the costly steps run. The
+order is: ``propose`` from a calibration recording (or from early episodes), ``search_null`` bit by
+bit, ``observe`` the live stream, ``rescore`` now and then, ``narrate`` every few seconds. Drafts
+from other writers and from people go through ``adopt`` and the same gate. Claims are scored only on
+episodes begun after their text was fixed; adjusted p-values are computed at declared looks, which
+are numbers of held-out episodes (6, 8, 12, 16, 24, 32, 48 …).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from interlatent_live.errors import UserError
+from interlatent_live.explanations.claims import Claim, claim_counts, claim_json
+from interlatent_live.explanations.evidence import DEFAULT_LIMIT_BYTES, Evidence, EvidenceStore
+from interlatent_live.explanations.narrator import Narrator, Sentence
+from interlatent_live.explanations.nulls import NullModel, NullResult
+from interlatent_live.explanations.predicates import evaluate, leaf_count, to_text
+from interlatent_live.explanations.profile import FeatureProfile, build_profile
+from interlatent_live.explanations.rules import MAX_ROWS, Rule, induce_rules
+from interlatent_live.explanations.scores import score
+from interlatent_live.explanations.search import CLOCK_TERMS, TermFamilies
+from interlatent_live.explanations.sequential import (
+    FALSE_WITHDRAWALS_PER_MILLION,
+    Watch,
+    runs,
+    start_watch,
+    update_watch,
+)
+from interlatent_live.explanations.verification import Verdict, judge
+from interlatent_live.explanations.writers import state_rule
+from interlatent_live.stream import FeatureAddress
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from interlatent_live.explanations.writers import Draft
+    from interlatent_live.stream import FeatureBatch, MetricSpec
+
+_LOOKS: Final = tuple(sorted({6 * 2**k for k in range(20)} | {8 * 2**k for k in range(20)}))
+
+
+@dataclass(frozen=True, slots=True)
+class ExplainerConfig:
+    """Numbers of the explainer; the defaults are those of docs/explanations.md."""
+
+    null_draws: int = 199
+    """B; reports say so, and 999 is what a publication wants."""
+    families: TermFamilies = field(default_factory=TermFamilies)
+    seed: int = 0
+    max_rows: int = MAX_ROWS
+    share_a: float = 0.5
+    limit_bytes: int = DEFAULT_LIMIT_BYTES
+    block_steps: int | None = None
+    false_withdrawals_per_million: float = FALSE_WITHDRAWALS_PER_MILLION
+    narration_windows: tuple[int, ...] = (100, 50, 25, 12)
+
+
+class Explainer:
+    """Claims of one hook point of one run.
+
+    ``specs`` are the manifest's metrics, in order; ``actions`` its action names.
+    """
+
+    def __init__(
+        self,
+        specs: Sequence[MetricSpec],
+        hook_point: str,
+        *,
+        config: ExplainerConfig | None = None,
+        actions: tuple[str, ...] = (),
+        environment: str = "",
+        control_hz: float | None = None,
+    ) -> None:
+        self.config = config or ExplainerConfig()
+        self.hook_point = hook_point
+        self.specs = tuple(specs)
+        self._actions, self._environment = actions, environment
+        self._seconds = 1 / control_hz if control_hz else None
+        self._store = EvidenceStore(
+            specs, limit_bytes=self.config.limit_bytes, block_steps=self.config.block_steps
+        )
+        self._claims: dict[int, Claim] = {}
+        self._rules: dict[int, Rule] = {}
+        self._clock: dict[int, Rule] = {}
+        self._null: NullModel | None = None
+        self._proposal: Evidence | None = None
+        self._ledger_ns: dict[int, int] = {}
+        self._looked: dict[int, tuple[int, NullResult]] = {}
+        self._watches: dict[int, Watch] = {}
+        self._alarm = ""
+        self._transcoder_hash = ""
+
+    @property
+    def claims(self) -> tuple[Claim, ...]:
+        """The newest version of every claim, by feature index."""
+        return tuple(self._claims[index] for index in sorted(self._claims))
+
+    @property
+    def null_draws_done(self) -> int:
+        """Draws of the null searched so far."""
+        return 0 if self._null is None else self._null.done
+
+    def propose(self, evidence: Evidence, now_ns: int) -> tuple[Claim, ...]:
+        """Rules and built-in claims from proposal evidence, split by episode into A and B.
+
+        Every feature that is live there gets a claim; where no rule is found it abstains.
+
+        Raises:
+            UserError: when the evidence has fewer than two episodes.
+        """
+        a, b = evidence.split(self.config.share_a, self.config.seed)
+        features = np.flatnonzero(evidence.coverage().live())
+        self._proposal, self._transcoder_hash = evidence, evidence.transcoder_hash
+        rules = induce_rules(
+            a, b, features, families=self.config.families, max_rows=self.config.max_rows
+        )
+        clocks = induce_rules(a, b, features, families=CLOCK_TERMS, max_rows=self.config.max_rows)
+        self._rules = {rule.feature: rule for rule in rules}
+        self._clock = {rule.feature: rule for rule in clocks}
+        self._null = None
+        if len(features):
+            self._null = NullModel(
+                a,
+                b,
+                features,
+                draws=self.config.null_draws,
+                families=self.config.families,
+                seed=self.config.seed,
+                max_rows=self.config.max_rows,
+            )
+        self._claims, self._looked, self._watches, self._ledger_ns = {}, {}, {}, {}
+        for rule in rules:
+            self.adopt(rule.feature, state_rule(rule), now_ns)
+        return self.claims
+
+    def propose_from_live(self, now_ns: int) -> tuple[Claim, ...]:
+        """As :meth:`propose`, from what has been observed so far.
+
+        Raises:
+            UserError: when fewer than two episodes have been seen.
+        """
+        return self.propose(self._store.evidence(self.hook_point), now_ns)
+
+    def profile(self, feature: int) -> FeatureProfile:
+        """What a writer is told of a feature.
+
+        Raises:
+            UserError: when the feature was not proposed for.
+        """
+        if self._proposal is None or feature not in self._rules:
+            raise UserError(
+                f"feature {self.hook_point}/{feature} has no profile yet; propose claims first"
+            )
+        profile = build_profile(
+            self._proposal,
+            self._rules[feature],
+            actions=self._actions,
+            environment=self._environment,
+            seed=self.config.seed,
+        )
+        current = self._claims.get(feature)
+        if current is None or current.verdict not in (Verdict.WEAK, Verdict.CONTRADICTED):
+            return profile
+        failed = "" if current.predicate is None else to_text(current.predicate)
+        return replace(profile, previous=failed)
+
+    def adopt(self, feature: int, draft: Draft, now_ns: int) -> Claim:
+        """Make a draft the feature's newest claim; its held-out ledger starts now.
+
+        A draft by a person or a model goes through the same gate as the built-in's.
+        """
+        old = self._claims.get(feature)
+        claim = Claim(
+            address=FeatureAddress(self.hook_point, feature, self._transcoder_hash),
+            label=draft.label,
+            description=draft.description,
+            clauses=draft.clauses,
+            predicate=draft.predicate,
+            writer=draft.writer,
+            prompt_hash=draft.prompt_hash,
+            version=0 if old is None else old.version + 1,
+            created_ns=int(now_ns),
+            expected_effect=draft.expected_effect,
+            confidence=draft.confidence,
+            density=None if old is None else old.density,
+            history=() if old is None else old.history,
+        )
+        if draft.predicate is None:
+            claim = claim.judged(Verdict.ABSTAINED, "no rule tells when this feature is on", now_ns)
+        else:
+            claim = claim.judged(Verdict.PENDING, "no episode has begun since", now_ns)
+        self._claims[feature] = claim
+        self._ledger_ns[feature] = int(now_ns)
+        self._watches.pop(feature, None)
+        return claim
+
+    def search_null(self, count: int | None = None) -> int:
+        """Search more draws of the null; returns how many are missing still."""
+        if self._null is None:
+            return 0
+        self._null.search(count)
+        return self._null.draws - self._null.done
+
+    def observe(self, batch: FeatureBatch) -> None:
+        """Take in a batch of the live stream."""
+        self._store.add(batch)
+
+    def set_alarm(self, reason: str) -> None:
+        """Mark all claims stale while ``reason`` (reconstruction error, drift) is not empty."""
+        self._alarm = reason
+
+    def rescore(self, now_ns: int, *, last: bool = False) -> tuple[Claim, ...]:
+        """Score every claim on the episodes begun since it was made, and judge it.
+
+        The null is looked at again only at declared numbers of held-out episodes, or when ``last``.
+        """
+        if not self._claims or self.hook_point not in self._store.hook_points():
+            return self.claims
+        evidence = self._store.evidence(self.hook_point)
+        mismatch = ""
+        if evidence.transcoder_hash != self._transcoder_hash:
+            mismatch = (
+                f"the stream is encoded by {evidence.transcoder_hash}, the claim is about "
+                f"{self._transcoder_hash}"
+            )
+        ledgers: dict[int, list[int]] = {}
+        for feature, since in self._ledger_ns.items():
+            ledgers.setdefault(since, []).append(feature)
+        for since, features in ledgers.items():
+            held_out = evidence.begun_after(since)
+            self._rescore_ledger(held_out, since, features, now_ns, last=last, stale=mismatch)
+        return self.claims
+
+    def _rescore_ledger(
+        self,
+        held_out: Evidence,
+        since: int,
+        features: list[int],
+        now_ns: int,
+        *,
+        last: bool,
+        stale: str,
+    ) -> None:
+        coverage = held_out.coverage()
+        for feature in features:
+            claim = self._claims[feature]
+            if feature < held_out.n_features:
+                claim = replace(claim, density=float(coverage.density[feature]))
+            if claim.predicate is not None:
+                claim = self._scored(claim, held_out)
+            self._claims[feature] = claim
+        null = self._look(held_out, since, last=last)
+        for feature in features:
+            claim = self._claims[feature]
+            if claim.predicate is None or claim.scores is None:
+                continue
+            accuracy = claim.scores.balanced_accuracy.value
+            if null is not None and accuracy is not None and self._null is not None:
+                at = int(np.searchsorted(self._null.features, feature))
+                claim = replace(claim, p_adjusted=null.p_of(at, accuracy), null_draws=null.draws)
+            self._claims[feature] = self._judged(claim, held_out, now_ns, stale or self._alarm)
+
+    def _scored(self, claim: Claim, held_out: Evidence) -> Claim:
+        predicate, feature = claim.predicate, claim.address.index
+        if predicate is None or feature >= held_out.n_features:
+            return claim
+        scores = score(held_out, feature, predicate)
+        best = self._rules[feature].of_size(leaf_count(predicate))
+        rival = None
+        if best is not None:
+            rival = scores if best == predicate else score(held_out, feature, best)
+        clock = self._clock[feature].predicate if feature in self._clock else None
+        by_clock = None if clock is None else score(held_out, feature, clock)
+        return replace(
+            claim,
+            scores=scores,
+            best_rule=None if best is None else to_text(best),
+            best_rule_balanced_accuracy=None if rival is None else rival.balanced_accuracy.value,
+            clock_balanced_accuracy=None if by_clock is None else by_clock.balanced_accuracy.value,
+        )
+
+    def _look(self, held_out: Evidence, since: int, *, last: bool) -> NullResult | None:
+        """The null for a ledger, computed anew at a declared look."""
+        if self._null is None or self._null.done == 0:
+            return None
+        due = [look for look in _LOOKS if look <= held_out.n_units]
+        known = self._looked.get(since)
+        at = held_out.n_units if last else (due[-1] if due else 0)
+        if at == 0:
+            return None
+        if known is not None and (known[0] >= at) and known[1].draws == self._null.done:
+            return known[1]
+        observed = np.full(len(self._null.features), 0.5)
+        for place, feature in enumerate(self._null.features):
+            claim = self._claims.get(int(feature))
+            if claim is not None and claim.scores is not None:
+                observed[place] = claim.scores.balanced_accuracy.value or 0.5
+        eligible = held_out.coverage().eligible()
+        judged = np.array([f < len(eligible) and eligible[f] for f in self._null.features], bool)
+        if not judged.any():
+            return None
+        result = self._null.judge(held_out, observed, judged)
+        self._looked[since] = (at, result)
+        return result
+
+    def _judged(self, claim: Claim, held_out: Evidence, now_ns: int, stale: str) -> Claim:
+        if claim.scores is None:
+            return claim
+        feature = claim.address.index
+        judgement = judge(
+            claim.scores,
+            claim.p_adjusted,
+            version=claim.version,
+            effect_sign=0 if claim.expected_effect is None else claim.expected_effect.sign,
+            effect=claim.effect,
+            stale=stale,
+        )
+        if (
+            claim.verdict is Verdict.STALE
+            and not stale
+            and judgement.verdict is not Verdict.VERIFIED
+        ):
+            # Hysteresis: what was withdrawn stays so until a fresh ledger verifies it.
+            return claim
+        if judgement.verdict is not Verdict.VERIFIED:
+            self._watches.pop(feature, None)
+            return claim.judged(judgement.verdict, judgement.reason, now_ns)
+        broken = self._watch(claim, held_out)
+        if broken:
+            self._watches.pop(feature, None)
+            self._ledger_ns[feature] = now_ns
+            return replace(claim, p_adjusted=None).judged(
+                Verdict.STALE, f"withdrawn: {broken}", now_ns
+            )
+        return claim.judged(Verdict.VERIFIED, judgement.reason, now_ns)
+
+    def _watch(self, claim: Claim, held_out: Evidence) -> str:
+        """Run the withdrawal test over what happened since the last look; why it alarmed."""
+        predicate = claim.predicate
+        if predicate is None:
+            return ""
+        holds = evaluate(predicate, held_out.columns()).holds & held_out.scored
+        on = held_out.on(claim.address.index)
+        bouts = runs(on, holds, held_out.past, held_out.time_ns)
+        firings = runs(holds, on, held_out.past, held_out.time_ns)
+        until = int(held_out.time_ns.max())
+        watch = self._watches.get(claim.address.index)
+        if watch is None:
+            watch = start_watch(
+                bouts,
+                firings,
+                len(held_out),
+                until,
+                self.config.false_withdrawals_per_million,
+            )
+        else:
+            watch = update_watch(watch, bouts, firings, until)
+        self._watches[claim.address.index] = watch
+        return watch.broken
+
+    def narrate(self, limit: int = 3) -> tuple[Sentence, ...]:
+        """What the agent copies are doing now: sentences of the copies with the newest steps."""
+        verified = [c for c in self._claims.values() if c.verdict is Verdict.VERIFIED]
+        if not verified or self.hook_point not in self._store.hook_points():
+            return ()
+        evidence = self._store.evidence(self.hook_point)
+        narrator = self.narrator(evidence)
+        out: list[Sentence] = []
+        for row in narrator.latest_rows():
+            out += narrator.narrate_at(int(row))
+            if len(out) >= limit:
+                break
+        return tuple(out[:limit])
+
+    def narrator(self, evidence: Evidence) -> Narrator:
+        """A narrator of the current claims over some evidence."""
+        return Narrator(
+            evidence,
+            self.claims,
+            windows=self.config.narration_windows,
+            seconds_per_step=self._seconds,
+        )
+
+    def evidence(self) -> Evidence:
+        """All rows held now.
+
+        Raises:
+            UserError: when nothing has been observed.
+        """
+        return self._store.evidence(self.hook_point)
+
+    def report(self) -> dict[str, Any]:
+        """Features with their claims, and totals, as the feeds and the demo's report show them."""
+        live, eligible = 0, set()
+        held_out = None
+        if self._claims and self.hook_point in self._store.hook_points():
+            held_out = self._store.evidence(self.hook_point).begun_after(
+                min(claim.created_ns for claim in self._claims.values())
+            )
+        if held_out is not None:
+            coverage = held_out.coverage()
+            live = int(coverage.live().sum())
+            for feature in np.flatnonzero(coverage.eligible()):
+                address = FeatureAddress(self.hook_point, int(feature), held_out.transcoder_hash)
+                eligible.add(str(address))
+        features = [
+            {
+                "address": str(claim.address),
+                "density": claim.density,
+                "eligible": str(claim.address) in eligible,
+                "claim": claim_json(claim),
+            }
+            for claim in self.claims
+        ]
+        return {"features": features, "claims": claim_counts(self.claims, live, eligible)}

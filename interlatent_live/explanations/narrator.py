@@ -1,0 +1,271 @@
+"""What the agent is doing now, in sentences that rest on verified, active features only.
+
+A sentence is chosen for a window of the agent's last steps: its claim is verified, its predicate
+and its feature both hold in at least 80 % of the window, and it is not true nearly always. Longer
+windows are tried first. The sentence names its features and the metric values it rests on, and its
+references resolve to claims; nothing else is said. Its truth is measured afterwards, on the window
+and at other times of the same run (:func:`measure`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from interlatent_live.explanations.predicates import evaluate, metric_names, to_english
+from interlatent_live.explanations.verification import Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.random import Generator
+    from numpy.typing import NDArray
+
+    from interlatent_live.explanations.claims import Claim
+    from interlatent_live.explanations.evidence import Evidence
+
+HOLDS_SHARE: Final = 0.8
+TRIVIAL_SHARE: Final = 0.9
+_SENTENCES: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What a sentence rests on: one claim, with how it stood in the window."""
+
+    address: str
+    claim_version: int
+    held: float
+    """Share of the window in which predicate and feature both held."""
+    values: tuple[tuple[str, float, str], ...]
+    """(metric, mean over the window, unit)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sentence:
+    """One true thing about a window of steps of one agent copy."""
+
+    text: str
+    references: tuple[Reference, ...]
+    env: int
+    episode: int
+    first_t: int
+    last_t: int
+    start_ns: int
+    end_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class NarrationQuality:
+    """How true a run's sentences were; ``None`` where there was nothing to measure."""
+
+    sentences: int
+    true_share: float | None
+    """Sentences whose predicate and features held in ≥ 80 % of their window."""
+    elsewhere_share: float | None
+    """The same sentences at random other windows of the same length."""
+    matcher_share: float | None
+    """How often the narrated window is told from 4 others by the sentence (chance 20 %)."""
+    coverage: float
+    """Share of intervals with a sentence."""
+    references_resolve: bool
+
+
+def sentence_json(sentence: Sentence) -> dict[str, Any]:
+    """A sentence as feeds and reports show it."""
+    return {
+        "text": sentence.text,
+        "env": sentence.env,
+        "episode": sentence.episode,
+        "first_t": sentence.first_t,
+        "last_t": sentence.last_t,
+        "start_ns": sentence.start_ns,
+        "end_ns": sentence.end_ns,
+        "references": [
+            {
+                "address": reference.address,
+                "claim_version": reference.claim_version,
+                "held": reference.held,
+                "metrics": [
+                    {"name": name, "value": value, "unit": unit}
+                    for name, value, unit in reference.values
+                ],
+            }
+            for reference in sentence.references
+        ],
+    }
+
+
+class Narrator:
+    """Chooses sentences for windows; the claims' truth over the evidence is computed once.
+
+    ``windows`` are lengths in steps, tried from the longest; ``seconds_per_step`` only words them.
+    """
+
+    def __init__(
+        self,
+        evidence: Evidence,
+        claims: Sequence[Claim],
+        *,
+        windows: Sequence[int] = (100, 50, 25, 12),
+        seconds_per_step: float | None = None,
+    ) -> None:
+        self._evidence = evidence
+        self._windows = sorted(windows, reverse=True)
+        self._seconds = seconds_per_step
+        self._claims: list[Claim] = []
+        held, rarity = [], []
+        columns = evidence.columns()
+        for claim in claims:
+            if claim.verdict is not Verdict.VERIFIED or claim.predicate is None:
+                continue
+            truth = evaluate(claim.predicate, columns).holds
+            if truth[evidence.scored].mean() > TRIVIAL_SHARE:
+                continue
+            both = truth & evidence.on(claim.address.index)
+            self._claims.append(claim)
+            held.append(both)
+            rarity.append(float(both.mean()))
+        self._held = np.array(held, bool).reshape(len(held), len(evidence))
+        self._rarity = np.array(rarity)
+        # Sums over any window in two look-ups.
+        self._sum = np.concatenate(
+            [np.zeros((len(held), 1), np.int64), np.cumsum(self._held, axis=1)], axis=1
+        )
+
+    def narrate_at(self, row: int) -> tuple[Sentence, ...]:
+        """Sentences for the window that ends at a row, the longest window that has any."""
+        for length in self._windows:
+            if self._evidence.past[row] < length - 1:
+                continue
+            chosen = self._chosen(row, length)
+            if chosen:
+                return tuple(self._sentence(index, row, length) for index in chosen)
+        return ()
+
+    def latest_rows(self) -> NDArray[np.int64]:
+        """The newest row of each agent copy, newest first."""
+        evidence = self._evidence
+        copies = evidence.unit_key[evidence.unit][:, :2]
+        order = np.argsort(-evidence.time_ns, kind="stable")
+        _, first = np.unique(copies[order], axis=0, return_index=True)
+        return order[np.sort(first)]
+
+    def held_share(self, claim_at: int, row: int, length: int) -> float:
+        """Share of the window ending at ``row`` in which claim ``claim_at`` and feature hold."""
+        total = self._sum[claim_at, row + 1] - self._sum[claim_at, row + 1 - length]
+        return float(total) / length
+
+    def _chosen(self, row: int, length: int) -> list[int]:
+        if not self._claims:
+            return []
+        share = (self._sum[:, row + 1] - self._sum[:, row + 1 - length]) / length
+        candidates = np.flatnonzero(share >= HOLDS_SHARE)
+        # The rarest is the most telling; what says the same thing again is left out.
+        ranked = candidates[np.argsort(self._rarity[candidates], kind="stable")]
+        chosen: list[int] = []
+        spoken: set[tuple[str, ...]] = set()
+        for index in ranked:
+            predicate = self._claims[index].predicate
+            names = metric_names(predicate) if predicate is not None else ()
+            if names in spoken:
+                continue
+            spoken.add(names)
+            chosen.append(int(index))
+        return chosen[:_SENTENCES]
+
+    def _sentence(self, index: int, row: int, length: int) -> Sentence:
+        evidence, claim = self._evidence, self._claims[index]
+        rows = slice(row + 1 - length, row + 1)
+        columns = evidence.columns()
+        units = {spec.name: spec.unit for spec in evidence.specs}
+        names = () if claim.predicate is None else metric_names(claim.predicate)
+        values = tuple(
+            (name, float(np.nanmean(columns.column(name)[rows])), units[name]) for name in names
+        )
+        held = self.held_share(index, row, length)
+        reference = Reference(str(claim.address), claim.version, held, values)
+        key = evidence.unit_key[evidence.unit[row]]
+        when = f"{length} steps" if self._seconds is None else f"{length * self._seconds:.2g} s"
+        facts = ", ".join(f"{name} {value:.3g} {unit}".rstrip() for name, value, unit in values)
+        what = "" if claim.predicate is None else to_english(claim.predicate)
+        said = what if _plain(claim) else claim.label
+        return Sentence(
+            f"For the last {when}, {said} "
+            f"[feature {claim.address.hook_point}/{claim.address.index}; {facts}].",
+            (reference,),
+            int(key[1]),
+            int(key[2]),
+            int(evidence.t[rows.start]),
+            int(evidence.t[row]),
+            int(evidence.time_ns[rows.start]),
+            int(evidence.time_ns[row]),
+        )
+
+    def claim_index(self, reference: Reference) -> int | None:
+        """Which of the narrated claims a reference means; None when it resolves to none."""
+        for index, claim in enumerate(self._claims):
+            if str(claim.address) == reference.address and claim.version == reference.claim_version:
+                return index
+        return None
+
+
+def _plain(claim: Claim) -> bool:
+    """The built-in's labels are cut; its sentences state the whole rule."""
+    return claim.writer.startswith("built-in")
+
+
+def measure(
+    narrator: Narrator, evidence: Evidence, interval: int, seed: int = 0
+) -> NarrationQuality:
+    """Narrate every ``interval`` steps of the evidence and measure as docs/explanations.md says."""
+    random = np.random.default_rng(seed)
+    moments = np.flatnonzero((evidence.t + 1) % interval == 0)
+    true, elsewhere, matched = [], [], []
+    covered, resolve = 0, True
+    for row in moments:
+        sentences = narrator.narrate_at(int(row))
+        covered += bool(sentences)
+        for sentence in sentences:
+            length = sentence.last_t - sentence.first_t + 1
+            found = [narrator.claim_index(reference) for reference in sentence.references]
+            claims = [index for index in found if index is not None]
+            resolve &= len(claims) == len(found)
+            here = _joint(narrator, claims, int(row), length)
+            true.append(here >= HOLDS_SHARE)
+            others = _other_rows(evidence, int(row), length, random)
+            there = [_joint(narrator, claims, other, length) for other in others]
+            elsewhere += [share >= HOLDS_SHARE for share in there[:1]]
+            if len(there) == 4:
+                matched.append(_match(here, there, random))
+    return NarrationQuality(
+        sentences=len(true),
+        true_share=float(np.mean(true)) if true else None,
+        elsewhere_share=float(np.mean(elsewhere)) if elsewhere else None,
+        matcher_share=float(np.mean(matched)) if matched else None,
+        coverage=covered / len(moments) if len(moments) else 0.0,
+        references_resolve=resolve,
+    )
+
+
+def _joint(narrator: Narrator, claims: Sequence[int], row: int, length: int) -> float:
+    return min((narrator.held_share(index, row, length) for index in claims), default=0.0)
+
+
+def _other_rows(evidence: Evidence, row: int, length: int, random: Generator) -> list[int]:
+    """Up to four windows of the same length that do not overlap this one."""
+    enough = np.flatnonzero(evidence.past >= length - 1)
+    apart = enough[np.abs(enough - row) >= length]
+    if len(apart) < 4:
+        return [int(x) for x in apart]
+    return [int(x) for x in random.choice(apart, 4, replace=False)]
+
+
+def _match(here: float, there: Sequence[float], random: Generator) -> bool:
+    """The matcher takes the window in which the sentence holds most, ties at random."""
+    best = max(there)
+    if here != best:
+        return here > best
+    return bool(random.random() < 1 / (1 + sum(share == best for share in there)))

@@ -1,0 +1,217 @@
+"""What the same rule search finds where there is nothing to find.
+
+Shuffling rows destroys the dependence that makes chance agreement likely, so whole episodes change
+partners instead: the metrics of one episode are paired with the features of another, step by step
+from the start, which keeps autocorrelation, episode offsets and everything that only follows the
+time in the episode. With fewer than 8 episodes the pairing is shifted in a circle within each, by
+more than the autocorrelation time. The search is repeated on every draw, on the same split into A
+and B, and its rules are scored on the re-paired held-out episodes. Because the proposal does not
+change while the held-out ledger grows, its draws are made once and kept as trees.
+
+The statistic is the largest standardised balanced accuracy over features (Westfall & Young,
+*Resampling-Based Multiple Testing*, 1993, §2.3 and, for the standardising, §2.2.1): each feature is
+centred and scaled by its own draws, so that rare features with noisy scores do not set the bar for
+all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from interlatent_live.explanations.rules import MAX_ROWS
+from interlatent_live.explanations.search import (
+    Binned,
+    TermFamilies,
+    Trees,
+    balanced_accuracy,
+    bin_terms,
+    choose_leaves,
+    grow,
+    leaf_counts,
+    pair,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from numpy.random import Generator
+    from numpy.typing import NDArray
+
+    from interlatent_live.explanations.evidence import Evidence
+
+WITHIN_EPISODE_BELOW: Final = 8
+"""With fewer units there are too few partners: shifts within the episode instead."""
+
+_LEAST_SCALE: Final = 0.01
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NullResult:
+    """Adjusted p-values of F judged features against B draws."""
+
+    p: NDArray[np.float64]
+    """[F] (1 + #{draws whose maximum is at least as large}) / (B + 1)."""
+    centre: NDArray[np.float64]
+    """[F] mean balanced accuracy over draws."""
+    scale: NDArray[np.float64]
+    """[F] its standard deviation over draws, at least .01."""
+    maximum: NDArray[np.float64]
+    """[B] largest standardised statistic of each draw."""
+    draws: int
+    method: str
+    """``"whole-episode reassignment"`` or ``"circular shift"``."""
+
+    def p_of(self, position: int, balanced_accuracy: float) -> float:
+        """Adjusted p of another statistic for the feature at ``position``."""
+        z = (balanced_accuracy - self.centre[position]) / self.scale[position]
+        return float((1 + (self.maximum >= z).sum()) / (self.draws + 1))
+
+
+class NullModel:
+    """Draws of the null for a set of features; made bit by bit, so that a service can interleave.
+
+    ``features`` are the claims' features; ``draws`` is B.
+    """
+
+    def __init__(
+        self,
+        a: Evidence,
+        b: Evidence,
+        features: Sequence[int] | NDArray[np.integer],
+        *,
+        draws: int = 199,
+        families: TermFamilies | None = None,
+        seed: int = 0,
+        max_rows: int = MAX_ROWS,
+    ) -> None:
+        self.features = np.asarray(features, np.int64)
+        self.draws = draws
+        self._terms = (families or TermFamilies()).terms(a.specs)
+        self._sides = (a, b)
+        self._seed = seed
+        self._max_rows = max_rows
+        self._binned_a = bin_terms(a, self._terms, max_rows=max_rows)
+        self._binned_b = bin_terms(b, self._terms, edges=self._binned_a.edges, max_rows=max_rows)
+        self._rules: list[tuple[Trees, NDArray[np.bool_]]] = []
+
+    @property
+    def done(self) -> int:
+        """Draws searched so far."""
+        return len(self._rules)
+
+    def search(self, count: int | None = None) -> int:
+        """Search up to ``count`` more draws (all that are missing by default); returns how many."""
+        missing = self.draws - self.done
+        todo = missing if count is None else min(count, missing)
+        for _ in range(todo):
+            random = np.random.default_rng([self._seed, self.done])
+            (a, b) = self._sides
+            on_a = pair(a, self.features, self._binned_a, partners(a, random)[0])
+            on_b = pair(b, self.features, self._binned_b, partners(b, random)[0])
+            trees = grow(self._binned_a, on_a)
+            mask = choose_leaves(
+                leaf_counts(trees, self._binned_a, on_a), leaf_counts(trees, self._binned_b, on_b)
+            )
+            self._rules.append((_compact(trees), mask))
+        return todo
+
+    def judge(
+        self,
+        held_out: Evidence,
+        observed: NDArray[np.float64],
+        judged: NDArray[np.bool_] | None = None,
+        *,
+        progress: Callable[[int], None] | None = None,
+    ) -> NullResult:
+        """Compare observed balanced accuracies [F] on held-out rows with the draws.
+
+        ``judged`` [F] are the features whose maximum counts (the eligible ones); others get p = 1.
+
+        Raises:
+            ValueError: before any draw was searched.
+        """
+        if not self._rules:
+            raise ValueError("the null has no draws yet: call search() first")
+        counted = np.ones(len(self.features), bool) if judged is None else judged
+        method = _method(held_out)
+        if not counted.any():
+            ones = np.ones(len(self.features))
+            return NullResult(ones, ones / 2, ones, np.zeros(self.done), self.done, method)
+        statistics = np.empty((self.done, len(self.features)))
+        for number, value in enumerate(self._scores(held_out)):
+            statistics[number] = value
+            if progress is not None:
+                progress(number + 1)
+        together = np.concatenate([statistics, np.nan_to_num(observed, nan=0.5)[None]])
+        centre = together.mean(0)
+        scale = np.maximum(together.std(0), _LEAST_SCALE)
+        maximum = ((statistics - centre) / scale)[:, counted].max(1)
+        z = (together[-1] - centre) / scale
+        p = (1 + (maximum[:, None] >= z[None]).sum(0)) / (self.done + 1)
+        return NullResult(np.where(counted, p, 1.0), centre, scale, maximum, self.done, method)
+
+    def _scores(self, held_out: Evidence) -> Iterator[NDArray[np.float64]]:
+        binned: Binned = bin_terms(
+            held_out, self._terms, edges=self._binned_a.edges, max_rows=2 * self._max_rows
+        )
+        for number, (trees, mask) in enumerate(self._rules):
+            random = np.random.default_rng([self._seed, number, 1])
+            on = pair(held_out, self.features, binned, partners(held_out, random)[0])
+            yield balanced_accuracy(mask, leaf_counts(trees, binned, on))
+
+
+def partners(evidence: Evidence, random: Generator) -> tuple[NDArray[np.int64], str]:
+    """A metric row for each feature row, [n], −1 where its partner episode is shorter.
+
+    Episodes change partners within groups of similar length, so that few rows are lost.
+    """
+    starts = np.searchsorted(evidence.unit, np.arange(evidence.n_units))
+    lengths = np.diff(np.append(starts, len(evidence)))
+    offset = np.arange(len(evidence)) - starts[evidence.unit]
+    method = _method(evidence)
+    if method == "circular shift":
+        least = _decorrelation_steps(evidence)
+        shift = np.array(
+            [
+                random.integers(min(least, n // 2), max(n - min(least, n // 2), n // 2) + 1)
+                for n in lengths
+            ]
+        )
+        moved = (offset + shift[evidence.unit]) % lengths[evidence.unit]
+        return starts[evidence.unit] + moved, method
+    partner = np.empty(evidence.n_units, np.int64)
+    order = np.argsort(lengths + random.random(len(lengths)), kind="stable")
+    groups = max(evidence.n_units // WITHIN_EPISODE_BELOW, 1)
+    if len(np.unique(lengths)) == 1:
+        groups = 1
+    for group in np.array_split(order, groups):
+        partner[group] = random.permutation(group)
+    inside = offset < lengths[partner][evidence.unit]
+    return np.where(inside, starts[partner][evidence.unit] + offset, -1), method
+
+
+def _method(evidence: Evidence) -> str:
+    few = evidence.n_units < WITHIN_EPISODE_BELOW
+    return "circular shift" if few else "whole-episode reassignment"
+
+
+def _decorrelation_steps(evidence: Evidence) -> int:
+    """Steps after which the slowest metric's autocorrelation is below 1/e, by units, at most."""
+    slowest = 1
+    for column in evidence.metrics.T:
+        values = np.nan_to_num(column - np.nanmean(column)) if np.isfinite(column).any() else None
+        if values is None or not values.any():
+            continue
+        power = np.abs(np.fft.rfft(values, 2 * len(values))) ** 2
+        correlation = np.fft.irfft(power)[: len(values)]
+        below = np.flatnonzero(correlation < correlation[0] / np.e)
+        slowest = max(slowest, int(below[0]) if len(below) else len(values))
+    return slowest
+
+
+def _compact(trees: Trees) -> Trees:
+    """Small integers: a thousand draws of a thousand features are 14 MB, not 112."""
+    return Trees(trees.term.astype(np.int16), trees.edge.astype(np.int16))

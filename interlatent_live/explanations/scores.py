@@ -1,0 +1,186 @@
+"""Scores of a predicate against a feature, with intervals clustered by episode.
+
+The episode (or block) is the unit of resampling: steps within one are far from independent.
+Balanced accuracy and precision are ratios of sums over units, so their variance is the sandwich
+form of the linearised ratio (Cochran, *Sampling Techniques*, 1977, §6.3; Cameron & Miller, 2015,
+§II.B), with Student's t on the number of units in which the feature was on, less one.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy.special import stdtrit
+from scipy.stats import rankdata
+
+from interlatent_live.explanations.predicates import evaluate
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from interlatent_live.explanations.evidence import Evidence
+    from interlatent_live.explanations.predicates import Predicate
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """An estimate with its clustered 95 % interval; ``None`` where it cannot be had."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    reason: str = ""
+    """Why a value or its bounds are missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What the held-out rows say of one predicate for one feature."""
+
+    balanced_accuracy: Interval
+    precision: Interval
+    recall: float | None
+    lift: float | None
+    """Precision over density."""
+    auc: float | None
+    """P(activation where the predicate holds > where it does not), ties ½."""
+    rows: int
+    on_rows: int
+    firings: int
+    """Rows in which the predicate holds."""
+    undefined: int
+    """Rows in which it could not be told; they count as not holding."""
+    bouts: int
+    episodes: int
+    """Held-out units (episodes or blocks)."""
+    episodes_on: int
+    """Units in which the feature was on."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class UnitCounts:
+    """Confusion counts by unit, the sufficient statistics of every score but AUC: four [U]."""
+
+    hit: NDArray[np.float64]
+    said: NDArray[np.float64]
+    on: NDArray[np.float64]
+    rows: NDArray[np.float64]
+
+
+def unit_counts(
+    holds: NDArray[np.bool_], on: NDArray[np.bool_], unit: NDArray[np.integer], n_units: int
+) -> UnitCounts:
+    """Count by unit; all rows given are scored."""
+
+    def count(which: NDArray[np.bool_] | None) -> NDArray[np.float64]:
+        rows = unit if which is None else unit[which]
+        return np.bincount(rows, minlength=n_units).astype(np.float64)
+
+    return UnitCounts(count(holds & on), count(holds), count(on), count(None))
+
+
+def balanced_accuracy_interval(counts: UnitCounts, level: float = 0.95) -> Interval:
+    """(recall + specificity) / 2 with its clustered interval, clipped to [0, 1]."""
+    positives, rows = float(counts.on.sum()), float(counts.rows.sum())
+    negatives = rows - positives
+    if positives == 0 or negatives == 0:
+        return Interval(None, reason="the feature was never, or always, on")
+    recall = counts.hit.sum() / positives
+    off = counts.rows - counts.on
+    quiet = off - (counts.said - counts.hit)
+    specificity = quiet.sum() / negatives
+    influence = 0.5 * (
+        (counts.hit - recall * counts.on) / positives + (quiet - specificity * off) / negatives
+    )
+    return _student(float(recall + specificity) / 2, influence, counts.on, level)
+
+
+def precision_interval(counts: UnitCounts, level: float = 0.95) -> Interval:
+    """Share of the predicate's firings in which the feature is on, clustered."""
+    said = float(counts.said.sum())
+    if said == 0:
+        return Interval(None, reason="the predicate never held")
+    precision = float(counts.hit.sum()) / said
+    influence = (counts.hit - precision * counts.said) / said
+    return _student(precision, influence, counts.said, level)
+
+
+def _student(
+    value: float, influence: NDArray[np.float64], weight: NDArray[np.float64], level: float
+) -> Interval:
+    units = int((weight > 0).sum())
+    if units < 2:
+        return Interval(value, reason="one episode alone gives no interval")
+    taking_part = len(influence)
+    error = math.sqrt(float((influence**2).sum()) * taking_part / (taking_part - 1))
+    # A perfect score has no spread to estimate; the rule of three in units bounds it instead.
+    error = max(error, 1e-12)
+    reach = float(stdtrit(units - 1, 0.5 + level / 2)) * error
+    low, high = value - reach, value + reach
+    if value >= 1.0 - 1e-12:
+        low = min(low, 1.0 - 3.0 / (units + 3.0) / 2)
+    return Interval(value, max(low, 0.0), min(high, 1.0))
+
+
+def score(evidence: Evidence, feature: int, predicate: Predicate) -> Scores:
+    """Score a predicate on all scored rows of the evidence.
+
+    Raises:
+        KeyError: when the predicate speaks of a metric that the evidence lacks.
+    """
+    truth = evaluate(predicate, evidence.columns())
+    return score_rows(evidence, feature, truth.holds, truth.undefined)
+
+
+def score_rows(
+    evidence: Evidence,
+    feature: int,
+    holds: NDArray[np.bool_],
+    undefined: NDArray[np.bool_],
+) -> Scores:
+    """As :func:`score`, for a predicate already evaluated ([n] each)."""
+    rows = evidence.scored
+    on = evidence.on(feature)
+    activation = evidence.activation(feature)[rows]
+    n_units = evidence.n_units
+    counts = unit_counts(holds[rows], on[rows], evidence.unit[rows], n_units)
+    n_rows, on_rows, said = (int(x.sum()) for x in (counts.rows, counts.on, counts.said))
+    precision = precision_interval(counts)
+    density = on_rows / n_rows if n_rows else 0.0
+    return Scores(
+        balanced_accuracy=balanced_accuracy_interval(counts),
+        precision=precision,
+        recall=float(counts.hit.sum()) / on_rows if on_rows else None,
+        lift=precision.value / density if precision.value is not None and density else None,
+        auc=auroc(activation, holds[rows]),
+        rows=n_rows,
+        on_rows=on_rows,
+        firings=said,
+        undefined=int(undefined[rows].sum()),
+        bouts=bouts(on, evidence.past),
+        episodes=n_units,
+        episodes_on=int((counts.on > 0).sum()),
+    )
+
+
+def bouts(on: NDArray[np.bool_], past: NDArray[np.integer]) -> int:
+    """Runs of on-rows; a run ends with its episode."""
+    starts = on.copy()
+    starts[1:] &= ~(on[:-1] & (past[1:] > 0))
+    return int(starts.sum())
+
+
+def auroc(value: NDArray[np.floating], event: NDArray[np.bool_]) -> float | None:
+    """P(value inside the event > outside), ties ½; None where a side is empty.
+
+    Mann & Whitney, 1947, by mid-ranks.
+    """
+    inside = int(event.sum())
+    outside = len(event) - inside
+    if inside == 0 or outside == 0:
+        return None
+    ranks = rankdata(value)
+    return float((ranks[event].sum() - inside * (inside + 1) / 2) / (inside * outside))

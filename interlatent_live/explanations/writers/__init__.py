@@ -1,0 +1,6 @@
+"""Writers: who finds the words. All behind one port; none is trusted, the stream decides."""
+
+from interlatent_live.explanations.writers.builtin import BUILT_IN, BuiltInWriter, state_rule
+from interlatent_live.explanations.writers.port import Draft, Usage, Writer
+
+__all__ = ["BUILT_IN", "BuiltInWriter", "Draft", "Usage", "Writer", "state_rule"]
