@@ -39,6 +39,7 @@ VERDICTS = ("verified", "weak", "contradicted", "abstained", "pending", "stale")
 class AgentReport(msgspec.Struct, frozen=True):
     """What the agent process says of its own run when it ends."""
 
+    run_id: str
     steps_sent: int
     declared: dict[str, int]
     episodes: int
@@ -51,20 +52,20 @@ class AgentReport(msgspec.Struct, frozen=True):
 
 
 def headless_report(
-    state: FeedState, agent_report: AgentReport, *, run_id: str, started_ns: int, env: str
+    state: FeedState, agent_report: AgentReport, *, started_ns: int, env: str
 ) -> dict[str, Any]:
     """The run as one JSON-ready object.
 
     Args:
         state: what the viewer saw of the whole run.
         agent_report: the agent's own account.
-        run_id: the run that is reported.
         started_ns: wall clock when the first step was taken, ns since the epoch.
         env: environment id.
 
     Raises:
         LookupError: when the encoder never reported the run.
     """
+    run_id = agent_report.run_id
     status = state.agent(run_id)
     if status is None:
         raise LookupError(f"the encoder reported nothing of run {run_id}")
@@ -169,3 +170,32 @@ def _first_verified(claims: list[ClaimsDocument]) -> float | None:
         doc.time_to_first_verified_s for doc in claims if doc.time_to_first_verified_s is not None
     ]
     return min(times, default=None)
+
+
+def summary_lines(report: dict[str, Any]) -> list[str]:
+    """The run in a few lines for people."""
+    steps, claims, latency = report["steps"], report["claims"], report["latency_ms"]
+    cost = report["agent_step_us"]
+    share = claims["verified_share"]
+    return [
+        (
+            f"steps    {steps['sent']:,} sent, {steps['encoded']:,} encoded, "
+            f"{steps['dropped_declared']} dropped and declared, "
+            f"{steps['gaps_undeclared']} lost undeclared"
+        ),
+        "latency  "
+        + ", ".join(
+            f"{name.replace('_', ' ')} p50 {_ms(value['p50'])} p99 {_ms(value['p99'])} ms"
+            for name, value in latency.items()
+        ),
+        f"claims   {claims['live']} live features, {claims['eligible']} eligible, "
+        f"{claims['verified']} verified" + ("" if share is None else f" ({share:.0%})"),
+        (
+            f"agent    one step takes {cost['tap_on']:.0f} µs with the tap, "
+            f"{cost['tap_off']:.0f} µs without"
+        ),
+    ]
+
+
+def _ms(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}"

@@ -129,6 +129,20 @@ class FeedState:
         found = [status for status in self.agents.agents if status.run_id == run_id]
         return found[-1] if found else None
 
+    def settled(self, run_id: str) -> bool:
+        """Whether the run ended and the statistics and claims have seen all of it."""
+        status = self.agent(run_id)
+        if status is None or not status.ended or status.steps_sent is None:
+            return False
+        for hook in status.hook_points:
+            profiles = self.profiles.get((run_id, hook.name))
+            claims = self.claims.get((run_id, hook.name))
+            if profiles is None or profiles.processed_seq < status.steps_sent:
+                return False
+            if claims is None or not claims.final:
+                return False
+        return bool(status.hook_points)
+
     def claim_by_address(self) -> dict[str, dict[str, Any]]:
         """Every claim of every run by feature address."""
         return {

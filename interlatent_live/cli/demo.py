@@ -1,0 +1,93 @@
+"""``interlatent-live demo``: the main job in one command."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from interlatent_live.cli.services import ConfigOption, SetOption, settings_of
+
+EnvOption = Annotated[
+    str, typer.Option(help="CartPole-v1 or LunarLander-v3 (needs the extra [box2d]).")
+]
+HEADLESS_STEPS = 24_000
+
+
+def demo(
+    env: EnvOption = "CartPole-v1",
+    headless: Annotated[
+        bool, typer.Option(help="Draw nothing; run --steps steps, write --json and end.")
+    ] = False,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            help="Stop after so many steps, counted over all copies together. "
+            f"[default: until Ctrl-C; {HEADLESS_STEPS} when headless]",
+            min=1,
+        ),
+    ] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the run as one JSON object to this file.")
+    ] = None,
+    copies: Annotated[
+        int | None, typer.Option(help="Copies of the environment side by side.", min=1, max=64)
+    ] = None,
+    hz: Annotated[
+        float | None, typer.Option(help="Steps per second and copy.", min=0.1, max=10_000)
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of starts and pushes.", min=0)] = 0,
+    config: ConfigOption = None,
+    assign: SetOption = None,
+) -> None:
+    """A trained agent explained while it acts: everything on this machine, nothing to set up.
+
+    Starts the encoder, correlator and explainer as processes of their own and an agent in several
+    copies of its environment. Claims are proposed from a recording that comes with the package and
+    verified only on the episodes you see. No key, no network, no GPU needed. Look from another
+    terminal with `interlatent-live watch`. Ctrl-C ends everything.
+    """
+    from interlatent_live.demo.report import summary_lines
+    from interlatent_live.demo.run import DemoOptions, free_settings, run_demo, write_report
+    from interlatent_live.demo.screen import LiveScreen, PlainScreen
+
+    settings = free_settings(settings_of(config, assign))
+    if headless and steps is None:
+        steps = HEADLESS_STEPS
+    options = DemoOptions(env=env, steps=steps, copies=copies, hz=hz, seed=seed)
+    with PlainScreen(options) if headless else LiveScreen(options, settings) as screen:
+        try:
+            report = run_demo(options, settings, screen)
+        except KeyboardInterrupt:
+            print("stopped", file=sys.stderr)
+            return
+    if json_file is not None:
+        write_report(report, json_file)
+    print("\n".join(summary_lines(report)))
+
+
+def demo_agent(
+    endpoint: Annotated[str, typer.Option(help="Where the encoder takes steps.")],
+    report: Annotated[Path | None, typer.Option(help="Write the agent's account here.")] = None,
+    env: EnvOption = "CartPole-v1",
+    steps: Annotated[int | None, typer.Option(min=1)] = None,
+    copies: Annotated[int | None, typer.Option(min=1)] = None,
+    hz: Annotated[float | None, typer.Option(min=0.1)] = None,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    policy: Annotated[str | None, typer.Option(help="Another policy than the demo's.")] = None,
+) -> None:
+    """Run only the demo's agent, for a system that is up already."""
+    from interlatent_live.demo.agent import run_agent
+
+    run_agent(
+        env,
+        endpoint=endpoint,
+        report=report,
+        steps=steps,
+        copies=copies,
+        hz=hz,
+        seed=seed,
+        policy=policy,
+    )

@@ -1,0 +1,230 @@
+"""The demo's agent: a trained policy acting in several copies of its environment, in real time.
+
+It is an ordinary user of :func:`interlatent_live.attach`: hooks on the policy, rows of named
+metrics, and nothing that the services could not be told by any other agent. In every tick it also times the
+same forward on an unhooked copy of the policy, so that the cost of being watched is measured under
+the very conditions it is paid in.
+"""
+
+from __future__ import annotations
+
+import copy
+import signal
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import gymnasium
+import msgspec
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+from interlatent_live.agent.attach import attach
+from interlatent_live.demo.report import AgentReport
+from interlatent_live.environments.demo_targets import demo_target
+from interlatent_live.environments.disturbance import disturbed
+from interlatent_live.environments.metric_packs import OutputKind, StepMetrics, metric_pack_for
+from interlatent_live.policies.files import load_policy
+from interlatent_live.policies.spec import Output
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from interlatent_live.agent.tap import Tap
+    from interlatent_live.environments.demo_targets import DemoTarget
+    from interlatent_live.policies.mlp import MlpPolicy
+
+FLUSH_S = 10.0
+TIMINGS_KEPT = 20_000
+
+
+@dataclass(slots=True)
+class Pacer:
+    """Keeps a loop at a rate without drifting; a late tick is not made up for by rushing."""
+
+    hz: float
+    _next: float = field(default_factory=time.monotonic)
+
+    def wait(self, stop: threading.Event) -> None:
+        """Sleep until the next tick is due, or the loop is to stop."""
+        now = time.monotonic()
+        self._next += 1.0 / self.hz
+        if self._next > now:
+            stop.wait(self._next - now)
+        else:
+            self._next = now
+
+
+def make_envs(target: DemoTarget, copies: int) -> SyncVectorEnv[Any, Any]:
+    """``copies`` disturbed copies that begin the next episode within the step that ended one."""
+
+    def one() -> gymnasium.Env[Any, Any]:
+        return disturbed(gymnasium.make(target.env_id), target.disturbance)
+
+    return SyncVectorEnv([one] * copies, autoreset_mode=AutoresetMode.SAME_STEP)
+
+
+def output_kind(policy: MlpPolicy) -> OutputKind:
+    """What the numbers at a policy's head mean."""
+    kind = policy.spec.output
+    if not kind.discrete:
+        return OutputKind.CONTINUOUS
+    return OutputKind.VALUES if kind is Output.ARGMAX else OutputKind.LOGITS
+
+
+def run_agent(
+    env_id: str,
+    *,
+    endpoint: str,
+    report: Path | None = None,
+    steps: int | None = None,
+    copies: int | None = None,
+    hz: float | None = None,
+    seed: int = 0,
+    policy: str | None = None,
+) -> AgentReport:
+    """Act until ``steps`` steps (of all copies together) are taken, or a signal says stop.
+
+    Args:
+        env_id: a demo target.
+        endpoint: where the encoder takes steps.
+        report: file for the agent's own account, JSON.
+        steps: how many steps; ``None`` means until SIGINT or SIGTERM.
+        copies: copies of the environment; the target's default otherwise.
+        hz: steps per second and copy; the target's default otherwise.
+        seed: seed of starts and pushes.
+        policy: another policy than the target's, by name or path.
+
+    Raises:
+        UserError: for an unknown environment or policy.
+    """
+    target = demo_target(env_id)
+    loaded = load_policy(policy or target.policy)
+    module = loaded.module
+    envs = make_envs(target, copies or target.copies)
+    measure = StepMetrics(metric_pack_for(env_id), output_kind(module))
+    stop = _stop_on_signals()
+    bare = copy.deepcopy(module)
+    tap = attach(
+        module,
+        target.hook_points,
+        metrics=measure.specs,
+        endpoint=endpoint,
+        agent=f"{env_id.partition('-')[0].lower()}-demo",
+        env=envs,
+        environment=env_id,
+        control_hz=hz or target.control_hz,
+        actions=measure.pack.family.actions,
+        y_every=target.y_every,
+    )
+    loop = _Loop(module, bare, envs, measure=measure, tap=tap, seed=seed)
+    pacer = Pacer(hz or target.control_hz)
+    began = time.monotonic()
+    try:
+        while not stop.is_set() and (steps is None or loop.steps < steps):
+            loop.tick()
+            pacer.wait(stop)
+    finally:
+        wall_s = time.monotonic() - began
+        tap.close(FLUSH_S)
+        envs.close()
+    link = tap.stats().link
+    account = AgentReport(
+        run_id=tap.run_id,
+        steps_sent=link.sent,
+        declared={str(reason): count for reason, count in (link.lost or {}).items() if count},
+        episodes=len(loop.returns),
+        mean_return=float(np.mean(loop.returns)) if loop.returns else None,
+        wall_s=wall_s,
+        tap_on_us=_median_us(loop.tap_on_ns),
+        tap_off_us=_median_us(loop.tap_off_ns),
+    )
+    if report is not None:
+        report.write_bytes(msgspec.json.encode(account))
+    return account
+
+
+class _Loop:
+    """One agent loop over all copies; ``tick`` takes one step in each."""
+
+    def __init__(
+        self,
+        module: MlpPolicy,
+        bare: MlpPolicy,
+        envs: SyncVectorEnv[Any, Any],
+        *,
+        measure: StepMetrics,
+        tap: Tap,
+        seed: int,
+    ) -> None:
+        self._module = module
+        self._bare = bare
+        self._envs = envs
+        self._measure = measure
+        self._tap = tap
+        self._obs, _ = envs.reset(seed=seed)
+        self._t = np.zeros(envs.num_envs, np.int64)
+        self._running = np.zeros(envs.num_envs)
+        self.steps = 0
+        self.returns: list[float] = []
+        self.tap_on_ns: list[int] = []
+        self.tap_off_ns: list[int] = []
+
+    def tick(self) -> None:
+        """Observe, act, step, stream."""
+        obs = self._obs
+        outputs, forward_ns, bare_ns = self._forward(torch.from_numpy(obs.copy()))
+        actions = self._module.actions(outputs)
+        self._obs, rewards, terminated, truncated, _ = self._envs.step(actions)
+        began = time.perf_counter_ns()
+        rows = self._measure.rows(obs, self._t, actions, rewards, outputs.numpy())
+        self._tap.complete(rows, terminated, truncated)
+        if len(self.tap_on_ns) < TIMINGS_KEPT:
+            self.tap_on_ns.append(forward_ns + time.perf_counter_ns() - began)
+            self.tap_off_ns.append(bare_ns)
+        self._count(rewards, terminated | truncated)
+
+    def _forward(self, obs: torch.Tensor) -> tuple[torch.Tensor, int, int]:
+        """Outputs, and ns of the forward with hooks and without, in alternating order."""
+        with torch.no_grad():
+            if len(self.tap_on_ns) % 2:
+                outputs, hooked = _timed(self._module, obs)
+                _, bare = _timed(self._bare, obs)
+            else:
+                _, bare = _timed(self._bare, obs)
+                outputs, hooked = _timed(self._module, obs)
+        return outputs, hooked, bare
+
+    def _count(self, rewards: NDArray[np.float64], ended: NDArray[np.bool_]) -> None:
+        self.steps += len(rewards)
+        self._running += rewards
+        self._t += 1
+        for env in np.flatnonzero(ended):
+            self.returns.append(float(self._running[env]))
+            self._running[env] = 0.0
+            self._t[env] = 0
+
+
+def _timed(
+    module: Callable[[torch.Tensor], torch.Tensor], obs: torch.Tensor
+) -> tuple[torch.Tensor, int]:
+    began = time.perf_counter_ns()
+    outputs = module(obs)
+    return outputs, time.perf_counter_ns() - began
+
+
+def _median_us(timings_ns: list[int]) -> float:
+    return float(np.median(timings_ns)) / 1e3 if timings_ns else 0.0
+
+
+def _stop_on_signals() -> threading.Event:
+    stop = threading.Event()
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stop.set())
+    return stop

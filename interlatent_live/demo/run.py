@@ -1,0 +1,201 @@
+"""Starts the whole system on this machine, lets an agent act in it, and shows or reports it.
+
+The demo is ``up`` plus one agent: the same engine, the same services, the same feed that any viewer
+gets. What it shows it has read from the feed.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import msgspec
+
+from interlatent_live.config import EndpointSettings, on_free_ports, split_address
+from interlatent_live.demo.report import AgentReport, headless_report
+from interlatent_live.engine.launch import service_specs
+from interlatent_live.engine.local import LocalEngine
+from interlatent_live.engine.port import (
+    FINAL_PHASES,
+    Phase,
+    Restart,
+    RestartPolicy,
+    ServiceSpec,
+    service_command,
+    wait_ready,
+)
+from interlatent_live.errors import UserError
+from interlatent_live.feed.client import FeedClient
+from interlatent_live.feed.state import FeedState
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from interlatent_live.config import Settings
+    from interlatent_live.engine.port import OutputLine
+
+AGENT = "demo-agent"
+READY_WITHIN_S = 120.0
+FINISH_WITHIN_S = 120.0
+POLL_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class DemoOptions:
+    """What the user may choose; ``steps`` counts the steps of all copies together."""
+
+    env: str = "CartPole-v1"
+    steps: int | None = None
+    copies: int | None = None
+    hz: float | None = None
+    seed: int = 0
+    policy: str | None = None
+
+    def agent_arguments(self) -> list[str]:
+        """The same as flags of the agent's command."""
+        arguments = ["--env", self.env, "--seed", str(self.seed)]
+        for flag, value in (
+            ("--steps", self.steps),
+            ("--copies", self.copies),
+            ("--hz", self.hz),
+            ("--policy", self.policy),
+        ):
+            if value is not None:
+                arguments += [flag, str(value)]
+        return arguments
+
+
+class Screen(Protocol):
+    """Who looks at the demo while it runs."""
+
+    def starting(self, message: str) -> None:
+        """Something happens before there is anything to watch."""
+        ...
+
+    def update(self, state: FeedState) -> None:
+        """The state has moved."""
+        ...
+
+
+def free_settings(settings: Settings) -> Settings:
+    """The configured endpoints where they are free, otherwise free ones.
+
+    So a first demo can be watched with a plain ``interlatent-live watch``, and a second one beside
+    a running system still works.
+    """
+    free = all(_is_free(getattr(settings.endpoints, n)) for n in EndpointSettings.model_fields)
+    return settings if free else on_free_ports(settings)
+
+
+def _is_free(endpoint: str) -> bool:
+    host, port = split_address(endpoint.removeprefix("tcp://"))
+    if port < 0:
+        return True
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True
+
+
+def run_demo(
+    options: DemoOptions,
+    settings: Settings,
+    screen: Screen,
+    *,
+    on_line: Any = None,
+) -> dict[str, Any]:
+    """Run the demo until its agent ends, and report the run.
+
+    Raises:
+        UserError: when a service or the agent does not start, or the agent fails.
+        KeyboardInterrupt: when the user ends it; every process has ended by then.
+    """
+    lines: list[OutputLine] = []
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="interlatent-demo-")))
+        engine = stack.enter_context(LocalEngine(on_line=on_line or lines.append))
+        specs = service_specs(settings)
+        for spec in specs:
+            engine.start(spec)
+        screen.starting("starting encoder, correlator and explainer …")
+        wait_ready(engine, [spec.name for spec in specs], READY_WITHIN_S)
+        client = stack.enter_context(FeedClient(settings.endpoints.feeds()))
+        report_file = folder / "agent.json"
+        started_ns = time.time_ns()
+        engine.start(_agent_spec(options, settings, report_file))
+        screen.starting("starting the agent …")
+        state = FeedState()
+        for _ in _until_agent_ends(engine, client, state):
+            screen.update(state)
+        _check_agent(engine)
+        agent_report = msgspec.json.decode(report_file.read_bytes(), type=AgentReport)
+        for _ in _until_settled(client, state, agent_report.run_id):
+            screen.update(state)
+        return headless_report(state, agent_report, started_ns=started_ns, env=options.env)
+
+
+def _agent_spec(options: DemoOptions, settings: Settings, report: Path) -> ServiceSpec:
+    return ServiceSpec(
+        name=AGENT,
+        command=service_command(
+            AGENT,
+            "--endpoint",
+            settings.endpoints.agents,
+            "--report",
+            str(report),
+            *options.agent_arguments(),
+        ),
+        restart=RestartPolicy(when=Restart.NEVER),
+        grace_s=10.0,
+        nice=0,
+    )
+
+
+def _until_agent_ends(engine: LocalEngine, client: FeedClient, state: FeedState) -> Iterator[None]:
+    while True:
+        for event in client.events(POLL_S):
+            state.take(event)
+        yield
+        status = {one.name: one for one in engine.status()}
+        if status[AGENT].phase in FINAL_PHASES:
+            return
+        failed = [one for one in status.values() if one.phase is Phase.FAILED]
+        if failed:
+            raise UserError(f"{failed[0].name} failed: {failed[0].reason}")
+
+
+def _check_agent(engine: LocalEngine) -> None:
+    status = {one.name: one for one in engine.status()}[AGENT]
+    if status.exit_code != 0:
+        raise UserError(f"the agent failed: {status.reason}")
+
+
+def _until_settled(client: FeedClient, state: FeedState, run_id: str) -> Iterator[None]:
+    """Until the statistics and the claims say that they have seen the whole run."""
+    deadline = time.monotonic() + FINISH_WITHIN_S
+    while time.monotonic() < deadline:
+        for event in client.events(POLL_S):
+            state.take(event)
+        yield
+        if state.settled(run_id):
+            return
+    raise UserError(
+        f"the services had not finished the run {FINISH_WITHIN_S:.0f} s after its end; "
+        "this machine is too busy, or a service hangs (see its log)"
+    )
+
+
+def write_report(report: dict[str, Any], file: Path) -> None:
+    """Write the report as JSON; NaN would be a bug and is refused."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False)
+    file.write_text(text + "\n", encoding="utf-8")

@@ -1,0 +1,105 @@
+"""How a demo shows itself: the live screen on a terminal, or a progress bar when headless."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from interlatent_live.feed.view import render
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from interlatent_live.config import Settings
+    from interlatent_live.demo.run import DemoOptions
+    from interlatent_live.feed.state import FeedState
+
+REDRAW_EVERY_S = 0.25
+
+
+class LiveScreen:
+    """The terminal view, redrawn in place four times a second."""
+
+    def __init__(self, options: DemoOptions, settings: Settings) -> None:
+        self._console = Console()
+        self._live = Live(console=self._console, auto_refresh=False)
+        self._options = options
+        self._settings = settings
+        self._drawn = 0.0
+
+    def __enter__(self) -> Self:
+        self._console.print(
+            f"interlatent-live demo: {self._options.env}; Ctrl-C ends it; "
+            "from another terminal: interlatent-live watch "
+            + " ".join(f"--endpoint {one}" for one in self._unusual_feeds()),
+            highlight=False,
+        )
+        self._live.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._live.__exit__(kind, error, trace)
+
+    def starting(self, message: str) -> None:
+        """Show what is being waited for."""
+        self._live.update(message, refresh=True)
+
+    def update(self, state: FeedState) -> None:
+        """Redraw, if it is time."""
+        now = time.monotonic()
+        if now - self._drawn >= REDRAW_EVERY_S:
+            self._drawn = now
+            self._live.update(render(state), refresh=True)
+
+    def _unusual_feeds(self) -> tuple[str, ...]:
+        from interlatent_live.config import EndpointSettings  # noqa: PLC0415 - only for this line
+
+        feeds = self._settings.endpoints.feeds()
+        return () if feeds == EndpointSettings().feeds() else feeds
+
+
+class PlainScreen:
+    """A progress bar on standard error: steps of all copies, and what is waited for."""
+
+    def __init__(self, options: DemoOptions) -> None:
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+        self._task = self._progress.add_task("starting", total=options.steps)
+
+    def __enter__(self) -> Self:
+        self._progress.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.__exit__(kind, error, trace)
+
+    def starting(self, message: str) -> None:
+        """Show what is being waited for."""
+        self._progress.update(self._task, description=message)
+
+    def update(self, state: FeedState) -> None:
+        """Move the bar to the steps that the encoder has encoded."""
+        if state.agents is None or not state.agents.agents:
+            return
+        status = state.agents.agents[-1]
+        what = "settling claims" if status.ended else f"explaining {status.environment}"
+        self._progress.update(self._task, completed=status.steps_encoded, description=what)
