@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from interlatent_live.cli import policies
+from interlatent_live.cli import bench, config, doctor, policies
 from interlatent_live.errors import UserError
 
 app = typer.Typer(
@@ -23,6 +23,9 @@ app = typer.Typer(
 )
 
 app.add_typer(policies.app)
+app.add_typer(config.app)
+app.command()(doctor.doctor)
+app.command()(bench.bench)
 
 
 @app.callback()

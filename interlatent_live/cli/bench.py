@@ -1,0 +1,144 @@
+"""``interlatent-live bench``: run a benchmark; each figure stands beside its limit or its peer."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from interlatent_live.bench.report import BenchReport, BenchRow
+
+
+def bench(
+    name: Annotated[str, typer.Argument(help="Which one; `list` shows what there is.")],
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write the report here too.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Fewer repetitions: a look, not a figure to quote.")
+    ] = False,
+    device: Annotated[
+        str | None, typer.Option(help="cpu or cuda, where the benchmark has the choice.")
+    ] = None,
+    require: Annotated[
+        bool, typer.Option("--require", help="Exit with 1 when a goal is not met.")
+    ] = False,
+) -> None:
+    """Run one benchmark and show every figure beside the limit or peer measured in the same run."""
+    from interlatent_live.bench.registry import BENCHES
+
+    if name == "list":
+        _list(BENCHES)
+        return
+    options: dict[str, Any] = {}
+    if quick:
+        options["quick"] = True
+    if device is not None:
+        options["device"] = device
+    report = run_bench(name, BENCHES, options)
+    _show(report)
+    if json_file is not None:
+        report.write(json_file)
+    if require and not all(row.met for row in report.rows):
+        raise typer.Exit(1)
+
+
+def run_bench(name: str, benches: dict[str, str], options: dict[str, Any]) -> BenchReport:
+    """Run a registered benchmark with the options it takes.
+
+    Raises:
+        UserError: when there is no such benchmark, or it can't honour an option.
+    """
+    from interlatent_live.bench.report import BenchReport
+    from interlatent_live.errors import UserError
+
+    if name not in benches:
+        known = ", ".join(sorted(benches)) or "none yet"
+        raise UserError(f"there is no benchmark {name!r}; there are: {known}")
+    function = _function(benches[name])
+    takes = inspect.signature(function).parameters
+    for option in options:
+        if option not in takes:
+            raise UserError(f"the benchmark {name} has no --{option}")
+    report = function(**options)
+    if not isinstance(report, BenchReport):
+        raise TypeError(f"{benches[name]} returned {type(report).__name__}, not a BenchReport")
+    return report
+
+
+def _function(target: str) -> Callable[..., Any]:
+    from interlatent_live.errors import UserError
+
+    module, _, attribute = target.partition(":")
+    try:
+        function: Callable[..., Any] = getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        if error.name is not None and error.name.startswith("interlatent_live"):
+            raise
+        raise UserError(
+            f"this benchmark needs the package {error.name}, which is not installed; "
+            "docs/dependencies.md says which extra has it"
+        ) from error
+    return function
+
+
+def _list(benches: dict[str, str]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("benchmark", "what it measures", box=None, pad_edge=False)
+    for name, target in sorted(benches.items()):
+        try:
+            module = importlib.import_module(target.partition(":")[0])
+        except ModuleNotFoundError as error:
+            about = f"needs the package {error.name}"
+        else:
+            about = (inspect.getdoc(module) or "").partition("\n\n")[0].replace("\n", " ")
+        table.add_row(name, about)
+    Console().print(table)
+
+
+def _show(report: BenchReport) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("case", title=report.name, title_justify="left")
+    table.add_column("value", justify="right")
+    table.add_column("beside")
+    table.add_column("ratio", justify="right")
+    table.add_column("goal")
+    for row in report.rows:
+        table.add_row(
+            row.case,
+            f"{_number(row.value)} {row.unit}".strip(),
+            f"{row.reference}: {_number(row.reference_value)}",
+            _number(row.ratio),
+            _verdict(row),
+            style=None if row.met else "bold red",
+        )
+    console = Console()
+    console.print(table)
+    for note in report.notes:
+        console.print(note, style="dim")
+    facts = [*report.machine.values(), *(f"{k} {v}" for k, v in report.versions.items())]
+    console.print(", ".join(facts), style="dim")
+    judged = [row for row in report.rows if row.goal != "shown"]
+    console.print(f"{sum(row.met for row in judged)} of {len(judged)} goals met")
+
+
+def _verdict(row: BenchRow) -> str:
+    if row.goal == "shown":
+        return "shown"
+    return f"{row.goal}: {'met' if row.met else 'NOT met'}"
+
+
+def _number(value: float) -> str:
+    if value == 0 or 0.01 <= abs(value) < 1e5:
+        return f"{value:.4g}"
+    return f"{value:.3e}"
