@@ -101,7 +101,9 @@ def _refuse_compiled(
     # kernels, and with them the policy's numbers, are others.
     parts = path.split(".")
     enclosing = [("the policy", policy)]
-    enclosing += [(repr(".".join(parts[:i])), modules[".".join(parts[:i])]) for i in range(1, len(parts))]
+    enclosing += [
+        (repr(".".join(parts[:i])), modules[".".join(parts[:i])]) for i in range(1, len(parts))
+    ]
     for where, module in enclosing:
         if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
             raise UserError(
@@ -211,7 +213,9 @@ def _make_hook(
     tensor = torch.Tensor
     is_compiling = torch.compiler.is_compiling
 
-    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+    def hook(
+        _module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
         if is_compiling() or not gate.recording:
             return
         try:

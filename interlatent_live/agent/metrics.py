@@ -170,8 +170,14 @@ class MetricSet:
 
         seen = [*(pack.specs if pack is not None else ()), *observation, *infos]
         placed = [(add(spec), source, spec) for source, spec in enumerate(seen)]
-        now = [(to, source) for to, source, spec in placed if to is not None and spec.role not in _LATER]
-        later = [(to, source) for to, source, spec in placed if to is not None and spec.role in _LATER]
+        now = [
+            (to, source)
+            for to, source, spec in placed
+            if to is not None and spec.role not in _LATER
+        ]
+        later = [
+            (to, source) for to, source, spec in placed if to is not None and spec.role in _LATER
+        ]
         self._now_to, self._now_from = _pairs(now)
         self._later_to, self._later_from = _pairs(later)
         self.needs_next = bool(later)
@@ -183,13 +189,17 @@ class MetricSet:
             unit = "step" if step_seconds is None else "s"
             self._clock = add(MetricSpec("time_in_episode", unit, Role.CLOCK, "since the reset"))
         actions = [(add(spec), source) for source, spec in enumerate(action)]
-        self._action_to, self._action_from = _pairs([(to, s) for to, s in actions if to is not None])
+        self._action_to, self._action_from = _pairs(
+            [(to, s) for to, s in actions if to is not None]
+        )
         self._has_action = len(actions) > 0 and any(to is not None for to, _ in actions)
         self._reward = add(MetricSpec("reward", role=Role.OUTCOME)) if reward else None
         self._terminated = self._truncated = None
         if ends:
             self._terminated = add(
-                MetricSpec("terminated", role=Role.OUTCOME, description="the step ended the episode")
+                MetricSpec(
+                    "terminated", role=Role.OUTCOME, description="the step ended the episode"
+                )
             )
             self._truncated = add(
                 MetricSpec("truncated", role=Role.OUTCOME, description="the step met a time limit")
@@ -308,9 +318,7 @@ class MetricSet:
             snapshots[rows, :k] = self._extract_batch(_element(obs, rows))
         elif self.pack is not None:
             for i in where:
-                snapshots[i, :k] = self.pack.extract(
-                    _element(obs, i), info_of(infos, i), envs[i]
-                )
+                snapshots[i, :k] = self.pack.extract(_element(obs, i), info_of(infos, i), envs[i])
         if self._n_observation:
             snapshots[:, k : k + self._n_observation] = flatten_many(obs, count)
             k += self._n_observation
@@ -388,8 +396,10 @@ def _pairs(pairs: Sequence[tuple[int, int]]) -> tuple[Any, Any]:
     """Where to and where from, as slices when both are runs: basic indexing is several times faster."""
     to = [pair[0] for pair in pairs]
     source = [pair[1] for pair in pairs]
-    if to and to == list(range(to[0], to[0] + len(to))) and source == list(
-        range(source[0], source[0] + len(source))
+    if (
+        to
+        and to == list(range(to[0], to[0] + len(to)))
+        and source == list(range(source[0], source[0] + len(source)))
     ):
         return slice(to[0], to[0] + len(to)), slice(source[0], source[0] + len(source))
     return np.array(to, np.intp), np.array(source, np.intp)

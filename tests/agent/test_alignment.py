@@ -27,9 +27,7 @@ def rows_of(tap):
     columns = {name: metrics[:, i] for i, name in enumerate(names)}
     for field in ("env", "episode", "t", "flags", "controller"):
         columns[field] = np.concatenate([getattr(b.steps, field) for b in batches])
-    columns["seq"] = np.concatenate(
-        [b.steps.first_seq + np.arange(len(b.steps)) for b in batches]
-    )
+    columns["seq"] = np.concatenate([b.steps.first_seq + np.arange(len(b.steps)) for b in batches])
     for hook in HOOKS:
         columns[f"x:{hook}"] = np.concatenate([b.activations[hook].x for b in batches])
         columns[f"y:{hook}"] = np.concatenate([b.activations[hook].y for b in batches])
@@ -57,7 +55,9 @@ def check(rows, length, n=1):
     for copy in range(n):
         mine = number[rows["env"] == copy]
         expected = [
-            1000.0 * e + t for e in range(len(mine) // (length + copy) + 1) for t in range(length + copy)
+            1000.0 * e + t
+            for e in range(len(mine) // (length + copy) + 1)
+            for t in range(length + copy)
         ]
         assert mine.tolist() == expected[: len(mine)]
 

@@ -1,0 +1,47 @@
+"""From rows of the ring to the step batch that travels."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from interlatent_live.stream import Activations, StepBatch, Steps
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from interlatent_live.agent.acting import Point
+    from interlatent_live.agent.ring import Taken
+
+
+def batch_of(taken: Taken, points: Mapping[str, Point]) -> StepBatch:
+    """The columns of a step batch.
+
+    Hook points that had not fired yet when its first row was made are left out: their rows would hold
+    nothing. Where y is optional, the rows without one are not among the sampled ones.
+    """
+    facts = taken.facts
+    steps = Steps(
+        first_seq=taken.first_seq,
+        env=facts["env"].copy(),
+        episode=facts["episode"].copy(),
+        t=facts["t"].copy(),
+        time_ns=facts["time_ns"].copy(),
+        controller=facts["controller"].copy(),
+        flags=facts["flags"].copy(),
+        metrics=taken.metrics,
+    )
+    activations = {}
+    for name, x in taken.x.items():
+        point = points[name]
+        if not 0 <= point.first_fired <= taken.first_block:
+            continue
+        y, y_rows = taken.y.get(name), taken.y_rows
+        if y is None:
+            y, y_rows = np.zeros((0, point.d_out or 1), np.float32), y_rows[:0]
+        elif point.y_optional:
+            given = ~np.isnan(y[:, 0])
+            y, y_rows = y[given], y_rows[given]
+        activations[name] = Activations(x, y, y_rows)
+    return StepBatch(steps, activations)

@@ -1,0 +1,110 @@
+"""Where each agent copy stands: which episode, which step of it, and whether a call is a step at all.
+
+Gymnasium's vector environments begin episodes in three ways. In next-step autoreset the call after an
+episode's end is spent on the reset: its action is ignored, its reward is 0, and it is not a step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from interlatent_live.agent.options import Autoreset
+from interlatent_live.stream import StepFlag
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+TERMINATED: Final = int(StepFlag.TERMINATED)
+TRUNCATED: Final = int(StepFlag.TRUNCATED)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Advance:
+    """Where n copies stood at a step, each [n].
+
+    ``valid`` says which of them were steps, ``done`` which of these ended an episode; ``flags`` holds
+    :class:`StepFlag`, ``episode`` and ``t`` the position of the step.
+    """
+
+    valid: NDArray[np.bool_]
+    done: NDArray[np.bool_]
+    flags: NDArray[np.uint8]
+    episode: NDArray[np.uint32]
+    t: NDArray[np.uint32]
+
+
+class EpisodeClock:
+    """Counts episodes and steps of n copies; ``not_steps`` counts the reset calls that were left out."""
+
+    def __init__(self, n: int, autoreset: Autoreset | None) -> None:
+        self.n = n
+        self.autoreset = autoreset
+        self.not_steps = 0
+        # A single copy counts in plain integers: arrays would cost microseconds per step.
+        self.one_episode = 0
+        self.one_t = 0
+        self._episode = np.zeros(n, np.uint32)
+        self._t = np.zeros(n, np.uint32)
+        self._between = np.zeros(n, bool)
+
+    @property
+    def t(self) -> int | NDArray[np.uint32]:
+        """Step within the episode of the next row: an int, or [n] for n copies."""
+        return self.one_t if self.n == 1 else self._t
+
+    def advance(self, terminated: ArrayLike, truncated: ArrayLike) -> Advance:
+        """Count one step of all copies."""
+        if self.n == 1:
+            return self._advance_one(bool(np.any(terminated)), bool(np.any(truncated)))
+        term = np.broadcast_to(np.asarray(terminated, bool), (self.n,))
+        trunc = np.broadcast_to(np.asarray(truncated, bool), (self.n,))
+        valid = ~self._between
+        done = (term | trunc) & valid
+        flags = term.astype(np.uint8) * np.uint8(TERMINATED)
+        flags |= trunc.astype(np.uint8) * np.uint8(TRUNCATED)
+        before = Advance(valid, done, flags, self._episode.copy(), self._t.copy())
+        self._t[valid] += 1
+        self._t[done] = 0
+        self._episode[done] += 1
+        self.not_steps += self.n - int(np.count_nonzero(valid))
+        if self.autoreset is Autoreset.NEXT_STEP:
+            self._between = done
+        return before
+
+    def _advance_one(self, terminated: bool, truncated: bool) -> Advance:  # noqa: FBT001  as in step
+        flags = (TERMINATED if terminated else 0) | (TRUNCATED if truncated else 0)
+        before = Advance(
+            np.ones(1, bool),
+            np.array([flags != 0]),
+            np.array([flags], np.uint8),
+            np.array([self.one_episode], np.uint32),
+            np.array([self.one_t], np.uint32),
+        )
+        self.count_one(ended=flags != 0)
+        return before
+
+    def count_one(self, *, ended: bool) -> None:
+        """Count one step of a single copy."""
+        if ended:
+            self.one_t = 0
+            self.one_episode += 1
+        else:
+            self.one_t += 1
+
+    def reset(self, mask: ArrayLike | None = None) -> None:
+        """Copies (all, or those in ``mask`` [n]) were reset from outside.
+
+        Whoever had taken a step since the last beginning is now in a new episode.
+        """
+        if self.n == 1:
+            if self.one_t:
+                self.count_one(ended=True)
+            return
+        which = np.ones(self.n, bool) if mask is None else np.asarray(mask, bool)
+        begun = which & (self._t > 0)
+        self._episode[begun] += 1
+        self._t[begun] = 0
+        self._between &= ~which
