@@ -1,1 +1,4 @@
-"""The rolling correlator as pure code: mergeable sums, windows, effective n, screening, exemplars, drift."""
+"""The rolling correlator as pure code.
+
+Mergeable sums, windows, effective n, screening, exemplars, drift, alerts: no sockets, no clocks.
+"""
