@@ -121,6 +121,7 @@ def _several(value: Any) -> Any:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
+Endpoints = Annotated[tuple[Endpoint, ...], NoDecode, BeforeValidator(_several)]
 Paths = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_several)]
 Numbers = Annotated[tuple[Annotated[float, Field(gt=0)], ...], NoDecode, BeforeValidator(_several)]
 Counts = Annotated[tuple[Annotated[int, Field(gt=0)], ...], NoDecode, BeforeValidator(_several)]
@@ -140,8 +141,10 @@ class EndpointSettings(_Section):
 
     agents: Endpoint = "tcp://127.0.0.1:28410"
     """Agents send their steps here (encoder)."""
-    consumers: Endpoint = "tcp://127.0.0.1:28411"
-    """Correlators, explainers and recorders take features here, with credit (encoder)."""
+    correlator: Endpoint = "tcp://127.0.0.1:28411"
+    """The encoder sends features here, with credit (correlator)."""
+    explainer: Endpoint = "tcp://127.0.0.1:28417"
+    """The encoder sends features here, with credit (explainer)."""
     encoder_feed: Endpoint = "tcp://127.0.0.1:28412"
     correlator_feed: Endpoint = "tcp://127.0.0.1:28413"
     correlator_query: Endpoint = "tcp://127.0.0.1:28414"
@@ -176,6 +179,8 @@ class EncoderSettings(_Section):
     """Most steps that are encoded at once."""
     batch_delay_ms: Annotated[float, Field(ge=0, le=1000)] = 2.0
     """Longest that a step waits for others to be encoded with."""
+    consumers: Endpoints = ()
+    """Further receivers of features, such as recorders, beside the correlator and the explainer."""
     pending_rows: Count = 65_536
     """Most steps that wait to be encoded; what does not fit is declared lost."""
 

@@ -1,9 +1,9 @@
 """The demo's agent: a trained policy acting in several copies of its environment, in real time.
 
 It is an ordinary user of :func:`interlatent_live.attach`: hooks on the policy, rows of named
-metrics, and nothing that the services could not be told by any other agent. In every tick it also times the
-same forward on an unhooked copy of the policy, so that the cost of being watched is measured under
-the very conditions it is paid in.
+metrics, and nothing that the services could not be told by any other agent. In every tick it also
+times the same forward on an unhooked copy of the policy, so that the cost of being watched is
+measured under the very conditions it is paid in.
 """
 
 from __future__ import annotations

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from interlatent_live.encoding.micro_batching import Batch
 
 RATE_HALF_LIFE_S = 2.0
+RUNS_SHOWN = 256
+"""Runs kept in the status; the oldest ended ones are forgotten beyond it."""
 OVERLOAD = "encoder_overload"
 """Reason under which steps are declared lost that the encoder had no room to keep waiting."""
 
@@ -116,6 +118,7 @@ class _Agent:
     latency: LatencyHistogram = field(default_factory=LatencyHistogram)
     loss: LossCounts = field(default_factory=LossCounts)
     encoded: int = 0
+    overload: int = 0
     last_step_ns: int = 0
     ended: bool = False
     sent: int | None = None
@@ -189,6 +192,9 @@ class EncoderCore:
             hook_points[spec.name] = _HookPoint(transcoder)
         if not hook_points:
             raise MismatchError(self._no_transcoder(manifest))
+        ended = [name for name, agent in self._agents.items() if agent.ended]
+        for name in ended[: max(0, len(self._agents) - RUNS_SHOWN + 1)]:
+            del self._agents[name]
         self._agents[source] = _Agent(manifest, hook_points, rate_at_ns=self._clock())
         for hook_point in hook_points.values():
             self._transcoders[hook_point.transcoder.identity] = hook_point.transcoder
@@ -215,9 +221,24 @@ class EncoderCore:
         agent = self._agents.get(source)
         return agent.manifest if agent else None
 
-    def loss(self, source: str) -> LossCounts:
-        """The loss counts of a source, to be kept up to date by the shell."""
-        return self._agents[source].loss
+    def transcoders(self, source: str) -> dict[str, str]:
+        """Transcoder hash by hook point of an admitted source."""
+        hook_points = self._agents[source].hook_points
+        return {name: hook.transcoder.identity for name, hook in hook_points.items()}
+
+    def set_loss(
+        self,
+        source: str,
+        *,
+        received: int,
+        declared: Mapping[str, int],
+        undeclared: int,
+        duplicates: int,
+    ) -> None:
+        """What the receiving end's ledger says of a source now."""
+        loss = self._agents[source].loss
+        loss.received, loss.undeclared, loss.duplicates = received, undeclared, duplicates
+        loss.declared = dict(declared)
 
     def goodbye(self, source: str, sent: int | None) -> None:
         """The agent ended its run; ``sent`` is its own count of steps."""
@@ -226,14 +247,13 @@ class EncoderCore:
             agent.ended = True
             agent.sent = sent
 
-    def forget(self, source: str) -> None:
-        """Drop everything about a source, when a newer boot replaces it."""
-        self._agents.pop(source, None)
-
     # -- steps -------------------------------------------------------------------------------------
 
-    def submit(self, source: str, batch: StepBatch, now_ns: int) -> None:
+    def submit(self, source: str, batch: StepBatch, now_ns: int) -> bool:
         """Take in one batch of steps; ``now_ns`` is monotonic.
+
+        Returns whether a feature batch will come of it: there is none of an empty batch, of one
+        without any hook point that is encoded, and of one that found no room (counted as lost).
 
         Raises:
             UserError: when the source was not admitted, or a hook point's width is wrong.
@@ -243,7 +263,7 @@ class EncoderCore:
             raise UserError("steps arrived from a source that has not said hello; reconnect")
         rows = len(batch.steps)
         if rows == 0:
-            return
+            return False
         message = self._next_message
         self._next_message += 1
         accepted: list[Request] = []
@@ -258,10 +278,11 @@ class EncoderCore:
             else:
                 self.refused_rows += rows
         if not accepted:
-            agent.loss.declared[OVERLOAD] = agent.loss.declared.get(OVERLOAD, 0) + rows
-            return
+            agent.overload += rows
+            return False
         self._open[message] = _Open(source, batch, codes)
         self._joiner.open(message, source, accepted)
+        return True
 
     def next_ready_ns(self) -> int | None:
         """When :meth:`encode_ready` next has something to do."""
@@ -365,7 +386,8 @@ class EncoderCore:
             hook_points=[_hook_status(n, h) for n, h in agent.hook_points.items()],
             steps_received=agent.loss.received,
             steps_encoded=agent.encoded,
-            dropped_declared=dict(agent.loss.declared),
+            dropped_declared=agent.loss.declared
+            | ({OVERLOAD: agent.overload} if agent.overload else {}),
             gaps_undeclared=agent.loss.undeclared,
             duplicates=agent.loss.duplicates,
             steps_per_second=agent.rate,

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from interlatent_live.transcoders.transcoder import Transcoder
 
 BUILT_IN = Path(__file__).parent.parent / "data" / "transcoders"
-"""The transcoders that the wheel carries."""
+"""The transcoders that the package carries."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

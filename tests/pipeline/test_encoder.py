@@ -177,8 +177,7 @@ def test_status_adds_up():
     sent = batch(10, every=2)
     encoder.submit("s", sent, 0)
     assert len(list(encoder.encode_ready(0, flush=True))) == 1
-    encoder.loss("s").received = 10
-    encoder.loss("s").declared["overrun"] = 4
+    encoder.set_loss("s", received=10, declared={"overrun": 4}, undeclared=0, duplicates=0)
     encoder.goodbye("s", sent=14)
     (status,) = encoder.agents()
     assert (status.steps_sent, status.steps_received, status.steps_encoded) == (14, 10, 10)
@@ -198,4 +197,4 @@ def test_an_overloaded_encoder_declares_what_it_cannot_keep():
         encoder.submit("s", batch(4, first_seq=4 * number), 0)
     out = list(encoder.encode_ready(0, flush=True))
     assert sum(len(features.steps) for features in out) == 4
-    assert encoder.loss("s").declared == {OVERLOAD: 8}
+    assert encoder.agents()[0].dropped_declared == {OVERLOAD: 8}

@@ -1,0 +1,82 @@
+"""The correlator service: features in, statistics of every feature with every metric out."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import zmq
+
+from interlatent_live.feed.documents import Topic
+from interlatent_live.pipeline.correlator import CorrelatorCore
+from interlatent_live.services.receiver_service import FeatureService
+from interlatent_live.services.runtime import ServiceRuntime
+from interlatent_live.statistics.config import CorrelatorConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from interlatent_live.config import Settings
+    from interlatent_live.services.publishing import FeedPublisher
+    from interlatent_live.stream import FeatureBatch, Manifest
+
+
+def serve(settings: Settings) -> None:
+    """Run the correlator until it is told to stop.
+
+    Raises:
+        UserError: when an endpoint is taken.
+    """
+    with ServiceRuntime(
+        "correlator",
+        health=settings.endpoints.correlator_health,
+        budget=settings.buffers("correlator"),
+    ) as runtime:
+        context: zmq.Context[Any] = zmq.Context()
+        service = FeatureService("correlator", settings, context, CorrelatorShell(settings))
+        try:
+            runtime.ready()
+            service.run(runtime)
+        finally:
+            service.close()
+            context.term()
+
+
+class CorrelatorShell:
+    """Feeds the core and publishes its profiles at a steady pace."""
+
+    def __init__(self, settings: Settings) -> None:
+        options = settings.correlator
+        config = CorrelatorConfig(
+            pane_steps=options.pane_steps,
+            half_lives=options.half_lives,
+            sliding=options.sliding,
+        )
+        self._core = CorrelatorCore(config, clock=time.time_ns)
+        self._every_s = options.publish_every_s
+        self._runs: dict[str, str] = {}
+        self._due = 0.0
+
+    def hello(self, manifest: Manifest, transcoders: Mapping[str, str]) -> None:
+        """A run begins or goes on."""
+        del transcoders  # every batch names its own
+        self._runs[manifest.boot_id] = manifest.run_id
+        self._core.hello(manifest)
+
+    def features(self, batch: FeatureBatch) -> None:
+        """Add rows to the statistics."""
+        self._core.features(batch)
+
+    def goodbye(self, boot_id: str) -> None:
+        """A run ended: publish at once."""
+        self._core.goodbye(self._runs.get(boot_id, ""))
+        self._due = 0.0
+
+    def turn(self, feed: FeedPublisher, lost: Mapping[str, int]) -> None:
+        """Publish the profiles of what changed, when it is time."""
+        now = time.monotonic()
+        if now < self._due:
+            return
+        self._due = now + self._every_s
+        for document in self._core.documents(dict(lost)):
+            feed.documents(Topic.PROFILES, document, key=f"{document.run_id}/{document.hook_point}")

@@ -1,0 +1,254 @@
+"""The encoder service: agents' steps in, features out, as fast as the device allows.
+
+A shell around :class:`~interlatent_live.pipeline.encoder.EncoderCore`: one thread, one poll loop.
+It binds a ROUTER for agents, sends features to each consumer over a link with credit, and publishes
+the same messages for viewers, who may miss some.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+import zmq
+
+from interlatent_live.encoding.micro_batching import BatchLimits
+from interlatent_live.errors import UserError
+from interlatent_live.feed.documents import AgentsDocument, Topic
+from interlatent_live.logs import get_logger
+from interlatent_live.pipeline.encoder import EncoderCore
+from interlatent_live.pipeline.library import BUILT_IN, FolderLibrary, LibraryEncode
+from interlatent_live.services.encoder_metrics import EncoderMetrics
+from interlatent_live.services.publishing import FeedPublisher
+from interlatent_live.services.receiving import RowReceiver
+from interlatent_live.services.runtime import ServiceRuntime
+from interlatent_live.services.sending import FeatureSender
+from interlatent_live.wire.codec import encode_features
+from interlatent_live.wire.limits import Limits
+from interlatent_live.wire.messages import StepsMessage
+from interlatent_live.wire.receiver_link import Asked, Deliver, Detached, Ended, ReceiverConfig
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from interlatent_live.config import Settings
+    from interlatent_live.services.receiving import Received
+    from interlatent_live.stream import FeatureBatch
+
+STATUS_EVERY_S = 0.5
+LONGEST_POLL_MS = 20
+GOODBYE_WITHIN_S = 30.0
+"""How long a finished run's rows may take to reach a consumer before they are declared lost."""
+
+
+def serve(settings: Settings) -> None:
+    """Run the encoder until it is told to stop.
+
+    Raises:
+        UserError: when an endpoint is taken or a transcoder folder cannot be read.
+    """
+    with ServiceRuntime(
+        "encoder",
+        health=settings.endpoints.encoder_health,
+        budget=settings.buffers("encoder"),
+    ) as runtime:
+        import torch  # noqa: PLC0415 - health answers while torch loads
+
+        torch.set_num_threads(settings.encoder.threads)
+        context: zmq.Context[Any] = zmq.Context()
+        shell = EncoderShell(settings, context, runtime)
+        try:
+            shell.run()
+        finally:
+            shell.close()
+            context.term()
+
+
+class EncoderShell:
+    """The encoder's sockets and loop."""
+
+    def __init__(
+        self, settings: Settings, context: zmq.Context[Any], runtime: ServiceRuntime
+    ) -> None:
+        encoder, limits = settings.encoder, settings.limits
+        self._runtime = runtime
+        self._log = get_logger("services.encoder")
+        self._library = FolderLibrary((*encoder.transcoders, BUILT_IN))
+        self._core = EncoderCore(
+            self._library,
+            LibraryEncode(),
+            limits=BatchLimits(
+                max_rows=encoder.batch_rows,
+                max_delay_ns=int(encoder.batch_delay_ms * 1e6),
+                max_pending_rows=max(encoder.pending_rows, encoder.batch_rows),
+            ),
+            clock=time.time_ns,
+        )
+        self._agents = RowReceiver(
+            context,
+            settings.endpoints.agents,
+            what="the encoder",
+            setting="endpoints.agents",
+            config=ReceiverConfig(
+                window_bytes=limits.agent_bytes,
+                least_bytes=min(limits.agent_bytes, 128 * 1024),
+                total_bytes=limits.agent_bytes * limits.agents,
+                server="interlatent-live encoder",
+            ),
+            limits=Limits(body_bytes=limits.message_bytes),
+        )
+        self._feed = FeedPublisher(context, settings.endpoints.encoder_feed, "encoder")
+        endpoints = settings.endpoints
+        self._consumers = [
+            FeatureSender(context, one, limits.consumer_bytes)
+            for one in (endpoints.correlator, endpoints.explainer, *encoder.consumers)
+        ]
+        self._metrics = EncoderMetrics(runtime.registry, self._core, self._consumers)
+        self._waiting: dict[str, int] = {}
+        self._ending: dict[str, int] = {}
+        self._status_at = 0.0
+
+    def run(self) -> None:
+        """Turn until stopped."""
+        policies = self._library.policies()
+        self._runtime.ready(transcoders=sum(len(hooks) for hooks in policies.values()))
+        while not self._runtime.stopping:
+            self._runtime.beat()
+            self._poll()
+            for received in self._agents.receive():
+                self._on_received(received)
+            for received in self._agents.tick():
+                self._on_received(received)
+            for batch in self._core.encode_ready(time.monotonic_ns()):
+                self._publish(batch)
+            self._end_runs()
+            for consumer in self._consumers:
+                consumer.receive()
+                consumer.tick()
+            self._feed.welcome_viewers()
+            if time.monotonic() >= self._status_at:
+                self._publish_status()
+
+    def close(self) -> None:
+        """Close every socket; consumers are told goodbye."""
+        for batch in self._core.encode_ready(time.monotonic_ns(), flush=True):
+            self._publish(batch)
+        for consumer in self._consumers:
+            consumer.close()
+        self._feed.close()
+        self._agents.close()
+
+    # -- the loop's parts --------------------------------------------------------------------------
+
+    def _poll(self) -> None:
+        wait_ms = LONGEST_POLL_MS
+        ready_ns = self._core.next_ready_ns()
+        if ready_ns is not None:
+            wait_ms = min(wait_ms, max(0, (ready_ns - time.monotonic_ns()) // 1_000_000))
+        poller = zmq.Poller()
+        poller.register(self._agents.socket, zmq.POLLIN)
+        poller.register(self._feed.socket, zmq.POLLIN)
+        poller.register(self._runtime.wakeup_fd, zmq.POLLIN)
+        for consumer in self._consumers:
+            if consumer.socket is not None:
+                poller.register(consumer.socket, zmq.POLLIN)
+        poller.poll(wait_ms)
+
+    def _on_received(self, received: Received) -> None:
+        match received:
+            case Asked():
+                self._admit(received)
+            case Deliver(boot_id=boot_id, message=message):
+                self._take(boot_id, message)
+            case Ended(boot_id=boot_id, statement=statement):
+                self._ending[boot_id] = statement.sent
+            case Detached(boot_id=boot_id):
+                self._log.warning("agent lost", boot=boot_id)
+
+    def _admit(self, asked: Asked) -> None:
+        manifest = asked.hello.manifest
+        boot_id = manifest.boot_id
+        try:
+            if self._core.manifest(boot_id) is None:
+                missing = self._core.admit(boot_id, manifest)
+                transcoders = self._core.transcoders(boot_id)
+                for consumer in self._consumers:
+                    consumer.open_stream(manifest, transcoders, asked.hello.first_seq)
+                self._log.info(
+                    "agent admitted",
+                    agent=manifest.agent,
+                    run=manifest.run_id,
+                    boot=boot_id,
+                    transcoders=transcoders,
+                    without=missing,
+                )
+        except UserError as error:
+            self._log.warning("agent refused", agent=manifest.agent, why=str(error))
+            self._agents.refuse(asked, "mismatch", str(error))
+            return
+        self._agents.accept(asked)
+
+    def _take(self, boot_id: str, message: object) -> None:
+        if not isinstance(message, StepsMessage):
+            self._agents.processed(boot_id)
+            return
+        self._waiting[boot_id] = self._waiting.get(boot_id, 0) + 1
+        if not self._core.submit(boot_id, message.batch, time.monotonic_ns()):
+            self._done(boot_id)
+
+    def _publish(self, batch: FeatureBatch) -> None:
+        frames = encode_features(batch, sent_ns=batch.encoded_ns)
+        for consumer in self._consumers:
+            consumer.offer(batch, frames)
+        self._feed.forward(Topic.FEATURES, frames)
+        self._done(batch.boot_id)
+
+    def _done(self, boot_id: str) -> None:
+        self._waiting[boot_id] -= 1
+        self._agents.processed(boot_id)
+
+    def _end_runs(self) -> None:
+        """Runs that said goodbye end once the last of their rows is encoded."""
+        for boot_id, sent in list(self._ending.items()):
+            if self._waiting.get(boot_id, 0) == 0:
+                del self._ending[boot_id]
+                self._waiting.pop(boot_id, None)
+                self._keep_counts(boot_id)
+                self._core.goodbye(boot_id, sent)
+                for consumer in self._consumers:
+                    consumer.end_stream(boot_id, GOODBYE_WITHIN_S)
+                self._status_at = 0.0
+
+    def _keep_counts(self, boot_id: str) -> None:
+        counts = self._agents.hub.counts(boot_id)
+        self._core.set_loss(
+            boot_id,
+            received=counts.received,
+            declared={reason.value: rows for reason, rows in counts.declared.items()},
+            undeclared=counts.undeclared,
+            duplicates=counts.duplicate,
+        )
+
+    def _publish_status(self) -> None:
+        self._status_at = time.monotonic() + STATUS_EVERY_S
+        for boot_id in self._agents.hub.streams():
+            if self._core.manifest(boot_id) is not None:
+                self._keep_counts(boot_id)
+        self._metrics.update()
+        document = AgentsDocument(
+            agents=self._core.agents(),
+            service={
+                "refusals": dict(self._agents.hub.counters.refusals),
+                "consumers": [
+                    {
+                        "endpoint": one.endpoint,
+                        "state": one.link.state.value,
+                        "queued_bytes": one.queued_bytes,
+                        "lost": one.lost(),
+                    }
+                    for one in self._consumers
+                ],
+            },
+            published_ns=time.time_ns(),
+        )
+        self._feed.documents(Topic.AGENTS, document)

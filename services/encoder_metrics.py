@@ -1,0 +1,103 @@
+"""The encoder's Prometheus metrics, brought up to date a few times a second, never per step."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.registry import Collector
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.core import Metric
+
+    from interlatent_live.feed.documents import AgentStatus
+    from interlatent_live.pipeline.encoder import EncoderCore
+    from interlatent_live.services.sending import FeatureSender
+
+BOUNDS_MS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 5000.0)
+
+
+class EncoderMetrics(Collector):
+    """Counts and latencies by agent name; scraped from the last snapshot, so from any thread."""
+
+    def __init__(
+        self,
+        registry: CollectorRegistry,
+        core: EncoderCore,
+        consumers: Sequence[FeatureSender],
+    ) -> None:
+        self._core = core
+        self._consumers = consumers
+        self._snapshot: tuple[Metric, ...] = ()
+        registry.register(self)
+
+    def update(self) -> None:
+        """Take a snapshot; called by the service's loop."""
+        self._snapshot = tuple(self._families(self._core.agents()))
+
+    def collect(self) -> Iterable[Metric]:
+        """The last snapshot."""
+        return self._snapshot
+
+    def _families(self, agents: Sequence[AgentStatus]) -> Iterable[Metric]:
+        received = CounterMetricFamily(
+            "interlatent_steps_received", "Steps received from agents.", labels=["agent"]
+        )
+        encoded = CounterMetricFamily(
+            "interlatent_steps_encoded", "Steps turned into features.", labels=["agent"]
+        )
+        lost = CounterMetricFamily(
+            "interlatent_steps_lost",
+            "Steps that never arrived: declared by reason, or undeclared.",
+            labels=["agent", "reason"],
+        )
+        fvu = GaugeMetricFamily(
+            "interlatent_fvu_ratio",
+            "Fraction of variance unexplained on the live stream.",
+            labels=["agent", "hook_point"],
+        )
+        by_agent: dict[str, list[AgentStatus]] = {}
+        for status in agents:
+            by_agent.setdefault(status.agent, []).append(status)
+        for agent, runs in by_agent.items():
+            received.add_metric([agent], sum(run.steps_received for run in runs))
+            encoded.add_metric([agent], sum(run.steps_encoded for run in runs))
+            reasons: dict[str, int] = {"undeclared": sum(run.gaps_undeclared for run in runs)}
+            for run in runs:
+                for reason, count in run.dropped_declared.items():
+                    reasons[reason] = reasons.get(reason, 0) + count
+            for reason, count in reasons.items():
+                lost.add_metric([agent, reason], count)
+            for hook in runs[-1].hook_points:
+                if hook.fvu is not None:
+                    fvu.add_metric([agent, hook.name], hook.fvu)
+        yield from (received, encoded, lost, fvu, self._latencies(), *self._links())
+
+    def _latencies(self) -> Metric:
+        family = HistogramMetricFamily(
+            "interlatent_step_to_feature_seconds",
+            "From the agent's step to its features.",
+            labels=["agent"],
+        )
+        for agent, histogram in self._core.latencies().items():
+            counts = histogram.cumulative(BOUNDS_MS)
+            buckets = [
+                (str(bound / 1e3), float(count))
+                for bound, count in zip(BOUNDS_MS, counts, strict=True)
+            ]
+            buckets.append(("+Inf", float(histogram.n)))
+            family.add_metric([agent], buckets, sum_value=histogram.sum_ms / 1e3)
+        return family
+
+    def _links(self) -> Iterable[Metric]:
+        queued = GaugeMetricFamily(
+            "interlatent_consumer_queue_bytes",
+            "Features that wait for a consumer's credit.",
+            labels=["consumer"],
+        )
+        for number, consumer in enumerate(self._consumers):
+            queued.add_metric([str(number)], consumer.queued_bytes)
+        yield queued

@@ -1,0 +1,128 @@
+"""What every service that receives features has in common: sockets, the loop, the counts.
+
+A correlator and an explainer differ in what they do with runs and rows, and in what they publish;
+the rest is here once.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import zmq
+
+from interlatent_live.errors import UserError
+from interlatent_live.logs import get_logger
+from interlatent_live.services.publishing import FeedPublisher
+from interlatent_live.services.receiving import RowReceiver
+from interlatent_live.wire.limits import Limits
+from interlatent_live.wire.messages import FeaturesMessage
+from interlatent_live.wire.receiver_link import Asked, Deliver, Detached, Ended, ReceiverConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from interlatent_live.config import ServiceName, Settings
+    from interlatent_live.services.receiving import Received
+    from interlatent_live.services.runtime import ServiceRuntime
+    from interlatent_live.stream import FeatureBatch, Manifest
+
+LONGEST_POLL_MS = 20
+
+
+class FeatureHandler(Protocol):
+    """What a service does with the rows it receives. Every method is called on the loop's thread."""
+
+    def hello(self, manifest: Manifest, transcoders: Mapping[str, str]) -> None:
+        """A run begins or goes on."""
+        ...
+
+    def features(self, batch: FeatureBatch) -> None:
+        """Rows, each delivered once."""
+        ...
+
+    def goodbye(self, boot_id: str) -> None:
+        """A run ended; all its rows were delivered."""
+        ...
+
+    def turn(self, feed: FeedPublisher, lost: Mapping[str, int]) -> None:
+        """Once per turn of the loop: publish what is due."""
+        ...
+
+
+class FeatureService:
+    """A bound receiver of features and a feed, turned by one loop."""
+
+    def __init__(
+        self,
+        name: ServiceName,
+        settings: Settings,
+        context: zmq.Context[Any],
+        handler: FeatureHandler,
+    ) -> None:
+        limits = settings.limits
+        self._log = get_logger(f"services.{name}")
+        self._handler = handler
+        self._receiver = RowReceiver(
+            context,
+            getattr(settings.endpoints, name),
+            what=f"the {name}",
+            setting=f"endpoints.{name}",
+            config=ReceiverConfig(
+                window_bytes=limits.consumer_bytes,
+                least_bytes=min(limits.consumer_bytes, 128 * 1024),
+                total_bytes=limits.consumer_bytes * limits.consumers,
+                server=f"interlatent-live {name}",
+            ),
+            limits=Limits(body_bytes=limits.message_bytes),
+        )
+        self._feed = FeedPublisher(context, getattr(settings.endpoints, f"{name}_feed"), name)
+
+    def run(self, runtime: ServiceRuntime) -> None:
+        """Turn until stopped."""
+        poller = zmq.Poller()
+        for source in (self._receiver.socket, self._feed.socket, runtime.wakeup_fd):
+            poller.register(source, zmq.POLLIN)
+        while not runtime.stopping:
+            runtime.beat()
+            poller.poll(LONGEST_POLL_MS)
+            for received in self._receiver.receive():
+                self._on_received(received)
+            for received in self._receiver.tick():
+                self._on_received(received)
+            self._feed.welcome_viewers()
+            self._handler.turn(self._feed, self.lost())
+
+    def lost(self) -> dict[str, int]:
+        """Rows that never came, by declared reason or undeclared, over all streams known."""
+        found: dict[str, int] = {}
+        for boot_id in self._receiver.hub.streams():
+            counts = self._receiver.hub.counts(boot_id)
+            for reason, rows in counts.declared.items():
+                found[reason.value] = found.get(reason.value, 0) + rows
+            if counts.undeclared:
+                found["undeclared"] = found.get("undeclared", 0) + counts.undeclared
+        return found
+
+    def close(self) -> None:
+        """Close the sockets."""
+        self._feed.close()
+        self._receiver.close()
+
+    def _on_received(self, received: Received) -> None:
+        match received:
+            case Asked():
+                manifest = received.hello.manifest
+                self._handler.hello(manifest, received.hello.transcoders or {})
+                self._receiver.accept(received)
+                self._log.info("run", run=manifest.run_id, boot=manifest.boot_id)
+            case Deliver(boot_id=boot_id, message=message):
+                try:
+                    if isinstance(message, FeaturesMessage):
+                        self._handler.features(message.batch)
+                except UserError as error:
+                    self._log.warning("rows not used", boot=boot_id, why=str(error))
+                self._receiver.processed(boot_id)
+            case Ended(boot_id=boot_id):
+                self._handler.goodbye(boot_id)
+            case Detached(boot_id=boot_id):
+                self._log.warning("encoder lost", boot=boot_id)

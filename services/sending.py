@@ -1,0 +1,216 @@
+"""Sending features to one consumer: a DEALER socket with a :class:`SenderLink` behind it.
+
+What a consumer has no credit for waits, bounded in bytes; beyond the bound the oldest rows are
+dropped and declared lost, so a slow consumer costs itself and nobody else.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import zmq
+
+from interlatent_live.errors import WireError
+from interlatent_live.logs import get_logger
+from interlatent_live.wire.clock import read_clock
+from interlatent_live.wire.codec import decode, encode_features
+from interlatent_live.wire.messages import DropReason
+from interlatent_live.wire.sender_link import (
+    Close,
+    Open,
+    PeerLost,
+    Refused,
+    SenderInstruction,
+    SenderLink,
+    StreamUp,
+    Transmit,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from interlatent_live.stream import FeatureBatch, Manifest
+
+
+@dataclass(slots=True)
+class _Waiting:
+    batch: FeatureBatch
+    frames: Sequence[bytes]
+    size: int
+
+
+class FeatureSender:
+    """One consumer of features, from the encoder's side. Not thread-safe.
+
+    Args:
+        context: of the service.
+        endpoint: where the consumer is bound.
+        limit_bytes: most bytes that may wait for it.
+    """
+
+    def __init__(self, context: zmq.Context[Any], endpoint: str, limit_bytes: int) -> None:
+        self.endpoint = endpoint
+        self.link = SenderLink()
+        self.socket: zmq.Socket[bytes] | None = None
+        self._context = context
+        self._limit = limit_bytes
+        self._queue: deque[_Waiting] = deque()
+        self._queued = 0
+        self._ending: dict[str, float] = {}
+        self._log = get_logger("services.sending", consumer=endpoint)
+        self._carry_out(self.link.start(read_clock()))
+
+    @property
+    def queued_bytes(self) -> int:
+        """Bytes that wait for credit."""
+        return self._queued
+
+    def open_stream(self, manifest: Manifest, transcoders: Mapping[str, str], seq: int) -> None:
+        """Announce a run; its rows begin at ``seq``."""
+        instructions = self.link.open_stream(
+            read_clock(), manifest, first_seq=seq, transcoders=transcoders
+        )
+        self._carry_out(instructions)
+
+    def end_stream(self, boot_id: str, within_s: float) -> None:
+        """Say goodbye once everything sent is acknowledged, at the latest after ``within_s``."""
+        if boot_id in self.link.boot_ids():
+            self._ending[boot_id] = read_clock().mono + within_s
+
+    def offer(self, batch: FeatureBatch, frames: Sequence[bytes]) -> None:
+        """Send a batch, or let it wait; ``frames`` are the batch's without declarations."""
+        if batch.boot_id not in self.link.boot_ids():
+            return
+        size = sum(len(frame) for frame in frames)
+        self._queue.append(_Waiting(batch, frames, size))
+        self._queued += size
+        self.flush()
+        while self._queued > self._limit:
+            self._drop_oldest()
+
+    def flush(self) -> None:
+        """Send what may go now."""
+        while self._queue:
+            waiting = self._queue[0]
+            boot_id, steps = waiting.batch.boot_id, waiting.batch.steps
+            if boot_id not in self.link.boot_ids():
+                self._forget_oldest()
+                continue
+            rows = len(steps)
+            if self.socket is None or self.link.blocked(boot_id, rows, waiting.size) is not None:
+                return
+            self._declare_hole(boot_id, steps.first_seq)
+            drops = self.link.pending_drops(boot_id)
+            frames = encode_features(waiting.batch, drops=drops) if drops else waiting.frames
+            try:
+                self.socket.send_multipart(frames, zmq.NOBLOCK)
+            except zmq.ZMQError:
+                return
+            size = sum(len(frame) for frame in frames)
+            self.link.sent(
+                read_clock(),
+                boot_id,
+                first_seq=steps.first_seq,
+                rows=rows,
+                size=size,
+                drops=drops,
+            )
+            self._forget_oldest()
+
+    def receive(self) -> None:
+        """Take in what the consumer said, then send what its credit allows."""
+        while self.socket is not None:
+            try:
+                frames = self.socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.ZMQError:
+                break
+            try:
+                message = decode(frames)
+            except WireError as error:
+                self._log.warning("garbage from consumer", reason=error.reason, error=str(error))
+                continue
+            self._carry_out(self.link.on_message(read_clock(), message))
+        self.flush()
+
+    def tick(self) -> None:
+        """Let time pass."""
+        now = read_clock()
+        self._carry_out(self.link.on_tick(now))
+        self.flush()
+        for boot_id, until in list(self._ending.items()):
+            waiting = any(one.batch.boot_id == boot_id for one in self._queue)
+            settled = not waiting and self.link.counts(boot_id).in_flight == 0
+            if settled or now.mono >= until:
+                del self._ending[boot_id]
+                self._carry_out(self.link.close_stream(now, boot_id))
+
+    def lost(self) -> dict[str, int]:
+        """Rows declared lost to this consumer, by reason, over the open streams."""
+        found: dict[str, int] = {}
+        for boot_id in self.link.boot_ids():
+            for reason, rows in self.link.counts(boot_id).lost.items():
+                found[reason.value] = found.get(reason.value, 0) + rows
+        return found
+
+    def close(self) -> None:
+        """Say goodbye and close the socket."""
+        if self.socket is not None:
+            self.socket.setsockopt(zmq.LINGER, 200)
+        self._carry_out(self.link.close(read_clock()))
+
+    def _declare_hole(self, boot_id: str, first_seq: int) -> None:
+        """Rows that never reached this queue were lost before it, and are declared on."""
+        hole = first_seq - self.link.next_seq(boot_id)
+        if hole > 0:
+            seq = self.link.next_seq(boot_id)
+            self.link.declare(boot_id, seq, hole, DropReason.UPSTREAM)
+
+    def _drop_oldest(self) -> None:
+        waiting = self._queue[0]
+        boot_id, steps = waiting.batch.boot_id, waiting.batch.steps
+        if boot_id in self.link.boot_ids():
+            self._declare_hole(boot_id, steps.first_seq)
+            self.link.declare(boot_id, steps.first_seq, len(steps), DropReason.NO_CREDIT)
+        self._forget_oldest()
+
+    def _forget_oldest(self) -> None:
+        self._queued -= self._queue.popleft().size
+
+    def _carry_out(self, instructions: Sequence[SenderInstruction]) -> None:
+        for instruction in instructions:
+            match instruction:
+                case Open():
+                    self._open()
+                case Close():
+                    if self.socket is not None:
+                        self.socket.close()
+                        self.socket = None
+                case Transmit(frames):
+                    self._transmit(frames)
+                case StreamUp(boot_id=boot_id, lost=lost):
+                    self._log.info("stream up", boot=boot_id, lost=lost)
+                case Refused(boot_id=boot_id, message=message):
+                    self._log.warning("refused", boot=boot_id, message=message)
+                case PeerLost(why=why):
+                    self._log.warning("consumer lost", why=why)
+                case _:
+                    self._log.warning("not expected on this link", got=type(instruction).__name__)
+
+    def _open(self) -> None:
+        if self.socket is not None:
+            self.socket.close()
+        self.socket = self._context.socket(zmq.DEALER)
+        self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.setsockopt(zmq.SNDHWM, 64)
+        self.socket.connect(self.endpoint)
+
+    def _transmit(self, frames: Sequence[bytes]) -> None:
+        if self.socket is None:
+            return
+        try:
+            self.socket.send_multipart(frames, zmq.NOBLOCK)
+        except zmq.Again:
+            # Control messages repeat themselves: a lost heartbeat or report is only late.
+            return
