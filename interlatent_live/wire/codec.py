@@ -99,6 +99,7 @@ def encode_hello(
     first_seq: int = 0,
     sent_ns: int = 0,
     transcoders: Mapping[str, str] | None = None,
+    lossless: bool = False,
 ) -> list[bytes]:
     """Frames of a :class:`Hello`; the manifest is checked here, so a bad name shows at its source.
 
@@ -112,6 +113,7 @@ def encode_hello(
         "seq": first_seq,
         "sent": sent_ns,
         "transcoders": dict(transcoders or {}),
+        "lossless": lossless,
     }
     packed = _pack(header)
     _manifest_of(_convert(_unpack_header(packed, DEFAULT_LIMITS), HelloHeader, "hello"))
@@ -278,6 +280,7 @@ def encode(message: WireMessage) -> list[bytes]:
                 first_seq=message.first_seq,
                 sent_ns=message.sent_ns,
                 transcoders=message.transcoders,
+                lossless=message.lossless,
             )
         case StepsMessage():
             return encode_steps(
@@ -593,6 +596,7 @@ def _decode_hello(fields: dict[str, Any]) -> Hello:
         first_seq=header.seq,
         sent_ns=header.sent,
         transcoders=MappingProxyType(header.transcoders) if header.transcoders else None,
+        lossless=header.lossless,
     )
 
 

@@ -192,6 +192,7 @@ class HelloHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seq: Count
     sent: Clock
     transcoders: dict[Name, Name]
+    lossless: bool
 
 
 class StepsHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -264,13 +265,14 @@ class Hello:
 
     ``first_seq`` is the first row this receiver is answerable for: everything before it was settled
     with an earlier receiver. ``transcoders`` says, on links of features, which transcoder encodes
-    which hook point.
+    which hook point. A ``lossless`` sender keeps what is not acknowledged and sends it again.
     """
 
     manifest: Manifest
     first_seq: int = 0
     sent_ns: int = 0
     transcoders: Mapping[str, str] | None = None
+    lossless: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -392,8 +394,10 @@ class StreamAck(
     received: Count
     """One more than the highest row received or declared."""
     processed: Count
-    """Rows handed on by the receiver, as a sequence number: all before it are done with."""
+    """Every row below is done with: handed on, declared, or named in ``missing``. This, not
+    ``received``, is what acknowledges rows and frees the sender of them."""
     missing: Ranges = ()
+    """Holes that nobody declared."""
     rows_received: Count
     rows_declared: Count
     rows_undeclared: Count
@@ -430,11 +434,17 @@ class Stats(
         "boot_id": "boot",
         "next_seq": "next",
         "acknowledged": "acked",
+        "offset_ns": "offset",
         "sent_ns": "sent",
         "sent": "rows",
     },
 ):
-    """The sender's ledger of one stream: ``sent = acknowledged + sum(lost) + in_flight``."""
+    """The sender's ledger of one stream: ``sent = acknowledged + sum(lost) + in_flight``.
+
+    ``used_steps`` and ``used_bytes`` are what the sender has used of its credit since the welcome;
+    should a message have vanished between, they put the receiver's count right again.
+    ``offset_ns`` is the receiver's clock minus the sender's, as the sender estimates it.
+    """
 
     boot_id: Name
     next_seq: Count
@@ -444,6 +454,9 @@ class Stats(
     lost: dict[DropReason, Count]
     in_flight: Count
     drops: Drops = ()
+    used_steps: Count
+    used_bytes: Count
+    offset_ns: Annotated[int, Meta(ge=-MAX_INT, le=MAX_INT)] | None = None
     sent_ns: Clock
 
 

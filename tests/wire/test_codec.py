@@ -181,6 +181,9 @@ def test_plain_messages_come_back(name, first, second, drops, reason):
         "lost": {reason: 3},
         "in_flight": 1,
         "drops": drops,
+        "used_steps": 7,
+        "used_bytes": 8,
+        "offset_ns": -5,
         "sent_ns": second,
     }
     messages: list[WireMessage] = [
