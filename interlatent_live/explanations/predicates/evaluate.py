@@ -179,24 +179,32 @@ def _reduced(
     if steps > count:
         return out
     enough = past[steps - 1 :] >= steps - 1
+    # Doubling: a window's value is combined from its own rows only, in an order that depends on its
+    # length alone, so that the same episode gives the same bits whatever else is in the columns.
+    # NaN spreads through all three operations, which is what an undefined window should do.
     if reduction is Reduction.MEAN:
-        missing = np.isnan(values)
-        # Sums are taken about the mean: differences of raw running sums lose digits at offsets.
-        pivot = float(values[~missing].mean()) if not missing.all() else 0.0
-        total = np.concatenate([[0.0], np.cumsum(np.where(missing, 0.0, values - pivot))])
-        holes = np.concatenate([[0], np.cumsum(missing)])
-        mean = (total[steps:] - total[:-steps]) / steps + pivot
-        enough &= holes[steps:] == holes[:-steps]
-        out[steps - 1 :] = np.where(enough, mean, np.nan)
-        return out
-    # NaN spreads through minimum and maximum, which is what an undefined window should do.
-    combine = np.minimum if reduction is Reduction.MIN else np.maximum
-    reach, best = 1, values
-    while reach * 2 <= steps:
-        best = combine(best[:-reach], best[reach:])
-        reach *= 2
-    window = combine(
-        best[: count - steps + 1], best[steps - reach : steps - reach + count - steps + 1]
-    )
+        window = _window_sum(values, steps) / steps
+    else:
+        combine = np.minimum if reduction is Reduction.MIN else np.maximum
+        reach, best = 1, values
+        while reach * 2 <= steps:
+            best = combine(best[:-reach], best[reach:])
+            reach *= 2
+        window = combine(best[: count - steps + 1], best[steps - reach :])
     out[steps - 1 :] = np.where(enough, window, np.nan)
     return out
+
+
+def _window_sum(values: NDArray[np.float64], steps: int) -> NDArray[np.float64]:
+    """Sums of all windows of ``steps`` rows, from sums of 1, 2, 4 … rows."""
+    count = len(values) - steps + 1
+    total = np.zeros(count)
+    power, part, start = 1, values, 0
+    while power <= steps:
+        if steps & power:
+            total = total + part[start : start + count]
+            start += power
+        if power * 2 <= steps:
+            part = part[:-power] + part[power:]
+        power *= 2
+    return total
