@@ -1,0 +1,42 @@
+# The tasks of development; `make` lists them. CI runs .ci/run, which does the same from nothing.
+BIN ?= .venv/bin
+SOURCES = interlatent_live services prompts tests examples .ci
+
+.PHONY: help install format lint types test slow figures docs constraints demo
+
+help:           ## list the tasks
+	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 14
+
+install:        ## make .venv and install for development
+	python3 -m venv .venv
+	$(BIN)/pip install -c constraints.txt -e ".[dev]"
+
+format:         ## format the code and mend what the linter can
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+lint:           ## lint, and check the formatting
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+
+types:          ## check the types
+	$(BIN)/mypy -p interlatent_live
+	$(BIN)/mypy tests .ci
+
+test:           ## run the default tests
+	$(BIN)/pytest
+
+slow:           ## run the slow tests and those that inject faults
+	$(BIN)/pytest -m "slow or chaos"
+
+figures:        ## refresh the figures in the documents from committed reports
+	$(BIN)/python .ci/figures.py
+
+docs:           ## refresh docs/cli.md
+	$(BIN)/python .ci/cli_docs.py
+
+constraints:    ## pin what is installed, after the tests have passed
+	$(BIN)/python .ci/constraints.py
+
+demo:           ## watch a trained agent being explained
+	$(BIN)/interlatent-live demo
