@@ -63,20 +63,22 @@ class CorrelatorShell:
         self._runs[manifest.boot_id] = manifest.run_id
         self._core.hello(manifest)
 
-    def features(self, batch: FeatureBatch) -> None:
+    def features(self, batch: FeatureBatch) -> bool:
         """Add rows to the statistics."""
         self._core.features(batch)
+        return True
 
     def goodbye(self, boot_id: str) -> None:
         """A run ended: publish at once."""
         self._core.goodbye(self._runs.get(boot_id, ""))
         self._due = 0.0
 
-    def turn(self, feed: FeedPublisher, lost: Mapping[str, int]) -> None:
+    def turn(self, feed: FeedPublisher, lost: Mapping[str, int]) -> list[str]:
         """Publish the profiles of what changed, when it is time."""
         now = time.monotonic()
         if now < self._due:
-            return
+            return []
         self._due = now + self._every_s
         for document in self._core.documents(dict(lost)):
             feed.documents(Topic.PROFILES, document, key=f"{document.run_id}/{document.hook_point}")
+        return []

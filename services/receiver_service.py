@@ -15,11 +15,11 @@ from interlatent_live.logs import get_logger
 from interlatent_live.services.publishing import FeedPublisher
 from interlatent_live.services.receiving import RowReceiver
 from interlatent_live.wire.limits import Limits
-from interlatent_live.wire.messages import FeaturesMessage
+from interlatent_live.wire.messages import FeaturesMessage, StepsMessage
 from interlatent_live.wire.receiver_link import Asked, Deliver, Detached, Ended, ReceiverConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from interlatent_live.config import ServiceName, Settings
     from interlatent_live.services.receiving import Received
@@ -30,22 +30,25 @@ LONGEST_POLL_MS = 20
 
 
 class FeatureHandler(Protocol):
-    """What a service does with the rows it receives. Every method is called on the loop's thread."""
+    """What a service does with the rows it receives; always called on the loop's thread."""
 
     def hello(self, manifest: Manifest, transcoders: Mapping[str, str]) -> None:
         """A run begins or goes on."""
         ...
 
-    def features(self, batch: FeatureBatch) -> None:
-        """Rows, each delivered once."""
+    def features(self, batch: FeatureBatch) -> bool:
+        """Rows, each delivered once; returns whether they are done with already."""
         ...
 
     def goodbye(self, boot_id: str) -> None:
         """A run ended; all its rows were delivered."""
         ...
 
-    def turn(self, feed: FeedPublisher, lost: Mapping[str, int]) -> None:
-        """Once per turn of the loop: publish what is due."""
+    def turn(self, feed: FeedPublisher, lost: Mapping[str, int]) -> Sequence[str]:
+        """Once per turn of the loop: publish what is due.
+
+        Returns the streams whose oldest rows are now done with, once per batch.
+        """
         ...
 
 
@@ -77,20 +80,22 @@ class FeatureService:
         )
         self._feed = FeedPublisher(context, getattr(settings.endpoints, f"{name}_feed"), name)
 
-    def run(self, runtime: ServiceRuntime) -> None:
-        """Turn until stopped."""
+    def run(self, runtime: ServiceRuntime, *, alive: Callable[[], None] = lambda: None) -> None:
+        """Turn until stopped; ``alive`` raises when the handler cannot go on."""
         poller = zmq.Poller()
         for source in (self._receiver.socket, self._feed.socket, runtime.wakeup_fd):
             poller.register(source, zmq.POLLIN)
         while not runtime.stopping:
             runtime.beat()
+            alive()
             poller.poll(LONGEST_POLL_MS)
             for received in self._receiver.receive():
                 self._on_received(received)
             for received in self._receiver.tick():
                 self._on_received(received)
             self._feed.welcome_viewers()
-            self._handler.turn(self._feed, self.lost())
+            for boot_id in self._handler.turn(self._feed, self.lost()):
+                self._receiver.processed(boot_id)
 
     def lost(self) -> dict[str, int]:
         """Rows that never came, by declared reason or undeclared, over all streams known."""
@@ -116,13 +121,19 @@ class FeatureService:
                 self._receiver.accept(received)
                 self._log.info("run", run=manifest.run_id, boot=manifest.boot_id)
             case Deliver(boot_id=boot_id, message=message):
-                try:
-                    if isinstance(message, FeaturesMessage):
-                        self._handler.features(message.batch)
-                except UserError as error:
-                    self._log.warning("rows not used", boot=boot_id, why=str(error))
-                self._receiver.processed(boot_id)
+                if self._take(boot_id, message):
+                    self._receiver.processed(boot_id)
             case Ended(boot_id=boot_id):
                 self._handler.goodbye(boot_id)
             case Detached(boot_id=boot_id):
                 self._log.warning("encoder lost", boot=boot_id)
+
+    def _take(self, boot_id: str, message: FeaturesMessage | StepsMessage) -> bool:
+        """Give rows to the handler; returns whether they are done with."""
+        if not isinstance(message, FeaturesMessage):
+            return True
+        try:
+            return self._handler.features(message.batch)
+        except UserError as error:
+            self._log.warning("rows not used", boot=boot_id, why=str(error))
+            return True

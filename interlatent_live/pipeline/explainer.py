@@ -1,0 +1,332 @@
+"""The explainer service without sockets and threads: runs in, claims and narration out.
+
+Everything costly is cut into units of work (:meth:`ExplainerCore.work`), so a loop can take rows in
+between two of them. Claims are proposed from a calibration recording made with the very transcoder
+of the run, or else from its first episodes; either way they are verified on later episodes only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from interlatent_live.errors import UserError
+from interlatent_live.explanations import Explainer, Verdict
+from interlatent_live.explanations.narrator import sentence_json
+from interlatent_live.feed.documents import ClaimsDocument, NarrationDocument, NarrationLine
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from interlatent_live.explanations import ExplainerConfig, Sentence
+    from interlatent_live.explanations.evidence import Evidence
+    from interlatent_live.explanations.profile import FeatureProfile
+    from interlatent_live.explanations.writers import Draft
+    from interlatent_live.stream import FeatureBatch, Manifest
+
+    Document = ClaimsDocument | NarrationDocument
+
+EPISODES_TO_PROPOSE_FROM = 16
+ROWS_TO_PROPOSE_FROM = 4000
+SECOND_NS = 1_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How often things are done, in seconds, and in how big pieces."""
+
+    rescore_s: float = 2.0
+    narrate_s: float = 4.0
+    null_draws_at_once: int = 4
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Calibration:
+    """Recorded evidence of one hook point, and the manifest it was recorded under."""
+
+    manifest: Manifest
+    evidence: Evidence
+
+
+@dataclass(slots=True)
+class _Inquiry:
+    """One (run, hook point): its explainer and where its work stands."""
+
+    manifest: Manifest
+    hook_point: str
+    transcoder: str
+    explainer: Explainer
+    calibrated: bool
+    next_seq: int = 0
+    first_row_ns: int | None = None
+    first_verified_ns: int | None = None
+    rescore_due_ns: int = 0
+    narrate_due_ns: int = 0
+    ended: bool = False
+    final: bool = False
+    unscored_rows: int = 0
+    asked: set[int] = field(default_factory=set)
+    """Features whose profile was handed to a writer."""
+
+
+class ExplainerCore:
+    """Runs, rows and goodbyes in; claims and narration out, one unit of work at a time.
+
+    Args:
+        config: of every explainer.
+        calibrations: evidence to propose from, by transcoder hash.
+        pace: how often claims are scored and the agent is narrated.
+        writer: name of the writer shown with the claims.
+        words: whether drafts are asked of a language model (:meth:`profiles_to_write`).
+        clock: wall clock in ns since the epoch.
+    """
+
+    def __init__(
+        self,
+        config: ExplainerConfig,
+        *,
+        calibrations: Mapping[str, Calibration],
+        pace: Pace,
+        writer: str,
+        words: bool,
+        clock: Callable[[], int],
+    ) -> None:
+        self._config = config
+        self._calibrations = calibrations
+        self._pace = pace
+        self._writer = writer
+        self._words = words
+        self._clock = clock
+        self._prepared: dict[str, Explainer] = {}
+        self._manifests: dict[str, Manifest] = {}
+        self._inquiries: dict[tuple[str, str], _Inquiry] = {}
+
+    # -- before any run ----------------------------------------------------------------------------
+
+    def prepare(self) -> int:
+        """Propose claims from every calibration now, so that a run's first episode counts already.
+
+        Returns the number of claims.
+        """
+        for transcoder, calibration in self._calibrations.items():
+            self._prepared[transcoder] = self._calibrated(calibration)
+        return sum(len(explainer.claims) for explainer in self._prepared.values())
+
+    def _calibrated(self, calibration: Calibration) -> Explainer:
+        explainer = self._explainer(calibration.manifest, calibration.evidence.hook_point)
+        explainer.propose(calibration.evidence, self._clock())
+        return explainer
+
+    def _explainer(self, manifest: Manifest, hook_point: str) -> Explainer:
+        return Explainer(
+            manifest.metrics,
+            hook_point,
+            config=self._config,
+            actions=manifest.actions,
+            environment=manifest.environment,
+            control_hz=manifest.control_hz,
+        )
+
+    # -- events ------------------------------------------------------------------------------------
+
+    def hello(self, manifest: Manifest, transcoders: Mapping[str, str]) -> None:
+        """A run begins, or an agent process of it was restarted."""
+        self._manifests[manifest.boot_id] = manifest
+        for hook_point, transcoder in transcoders.items():
+            known = self._inquiries.get((manifest.run_id, hook_point))
+            if known is not None and known.transcoder == transcoder:
+                known.ended = known.final = False
+                continue
+            self._begin(manifest, hook_point, transcoder)
+
+    def _begin(self, manifest: Manifest, hook_point: str, transcoder: str) -> None:
+        calibration = self._calibrations.get(transcoder)
+        fits = calibration is not None and calibration.manifest.metrics == manifest.metrics
+        explainer = self._prepared.pop(transcoder, None) if fits else None
+        if explainer is None and fits and calibration is not None:
+            explainer = self._calibrated(calibration)
+        self._inquiries[manifest.run_id, hook_point] = _Inquiry(
+            manifest,
+            hook_point,
+            transcoder,
+            explainer or self._explainer(manifest, hook_point),
+            calibrated=explainer is not None,
+        )
+
+    def features(self, batch: FeatureBatch) -> None:
+        """Take in rows.
+
+        Raises:
+            UserError: when the run was never announced, or its metrics do not fit.
+        """
+        for hook_point in batch.codes:
+            inquiry = self._inquiries.get((batch.run_id, hook_point))
+            if inquiry is None:
+                raise UserError(f"features of run {batch.run_id} arrived before its manifest")
+            inquiry.explainer.observe(batch)
+            inquiry.next_seq = batch.steps.first_seq + len(batch.steps)
+            inquiry.unscored_rows += len(batch.steps)
+            if inquiry.first_row_ns is None and len(batch.steps):
+                inquiry.first_row_ns = int(batch.steps.time_ns[0])
+
+    def goodbye(self, boot_id: str) -> None:
+        """A run ended: its claims get a last look."""
+        manifest = self._manifests.pop(boot_id, None)
+        if manifest is None:
+            return
+        for (run_id, _), inquiry in self._inquiries.items():
+            if run_id == manifest.run_id:
+                inquiry.ended = True
+
+    # -- work --------------------------------------------------------------------------------------
+
+    def work(self) -> list[Document]:
+        """Do one unit of work, if there is any; returns what is to be published of it."""
+        for inquiry in self._inquiries.values():
+            found = self._work_on(inquiry)
+            if found is not None:
+                return found
+        for explainer in self._prepared.values():
+            if explainer.search_null(self._pace.null_draws_at_once):
+                return []
+        return []
+
+    def _work_on(self, inquiry: _Inquiry) -> list[Document] | None:
+        """One unit for one inquiry; ``None`` when there is nothing to do for it now."""
+        if inquiry.final:
+            return None
+        if not inquiry.explainer.claims and not self._propose(inquiry):
+            return self._finish(inquiry) if inquiry.ended else None
+        if inquiry.ended:
+            return self._finish(inquiry)
+        return self._follow(inquiry)
+
+    def _follow(self, inquiry: _Inquiry) -> list[Document] | None:
+        """Narrate, rescore or search the null, whichever is due."""
+        now, explainer = self._clock(), inquiry.explainer
+        if inquiry.unscored_rows and now >= inquiry.narrate_due_ns:
+            inquiry.narrate_due_ns = now + int(self._pace.narrate_s * SECOND_NS)
+            return [*self._narration(inquiry)]
+        if inquiry.unscored_rows and now >= inquiry.rescore_due_ns:
+            explainer.rescore(now)
+            inquiry.unscored_rows = 0
+            inquiry.rescore_due_ns = self._clock() + int(self._pace.rescore_s * SECOND_NS)
+            return [self._claims(inquiry)]
+        if explainer.null_draws_done < self._config.null_draws:
+            explainer.search_null(self._pace.null_draws_at_once)
+            return []
+        return None
+
+    def _finish(self, inquiry: _Inquiry) -> list[Document]:
+        """The last look at a run that has ended."""
+        inquiry.final = True
+        if not inquiry.explainer.claims:
+            return [self._claims(inquiry)]
+        inquiry.explainer.search_null()
+        inquiry.explainer.rescore(self._clock(), last=True)
+        return [*self._narration(inquiry), self._claims(inquiry)]
+
+    def _propose(self, inquiry: _Inquiry) -> bool:
+        """Propose from the first episodes, once there are enough (or no more will come)."""
+        if inquiry.calibrated or inquiry.next_seq < ROWS_TO_PROPOSE_FROM:
+            return False
+        evidence = inquiry.explainer.evidence()
+        if evidence.n_units < EPISODES_TO_PROPOSE_FROM:
+            return False
+        inquiry.explainer.propose(evidence, self._clock())
+        return bool(inquiry.explainer.claims)
+
+    # -- words -------------------------------------------------------------------------------------
+
+    def profiles_to_write(self, limit: int) -> list[tuple[str, str, FeatureProfile]]:
+        """Profiles that a language model may word next, as (run, hook point, profile).
+
+        The densest verified or pending claims first; each feature is asked for once.
+        """
+        if not self._words:
+            return []
+        found: list[tuple[float, str, str, int]] = []
+        for (run_id, hook_point), inquiry in self._inquiries.items():
+            for claim in inquiry.explainer.claims:
+                index = claim.address.index
+                if index not in inquiry.asked and claim.verdict is not Verdict.ABSTAINED:
+                    found.append((-(claim.density or 0.0), run_id, hook_point, index))
+        chosen: list[tuple[str, str, FeatureProfile]] = []
+        for _, run_id, hook_point, index in sorted(found)[:limit]:
+            inquiry = self._inquiries[run_id, hook_point]
+            inquiry.asked.add(index)
+            chosen.append((run_id, hook_point, inquiry.explainer.profile(index)))
+        return chosen
+
+    def adopt(self, run_id: str, hook_point: str, feature: int, draft: Draft) -> None:
+        """Put a writer's draft through the gate: its held-out ledger starts now."""
+        inquiry = self._inquiries.get((run_id, hook_point))
+        if inquiry is not None and not inquiry.ended:
+            inquiry.explainer.adopt(feature, draft, self._clock())
+
+    # -- what is shown -----------------------------------------------------------------------------
+
+    def _claims(self, inquiry: _Inquiry) -> ClaimsDocument:
+        report = inquiry.explainer.report()
+        counts = {name: value for name, value in report["claims"].items() if name != SHARE}
+        if counts.get("verified") and inquiry.first_verified_ns is None:
+            inquiry.first_verified_ns = self._clock()
+        return ClaimsDocument(
+            run_id=inquiry.manifest.run_id,
+            boot_id=inquiry.manifest.boot_id,
+            hook_point=inquiry.hook_point,
+            transcoder=inquiry.transcoder,
+            claims=[
+                {
+                    "address": one["address"],
+                    "density": one["density"],
+                    "eligible": one["eligible"],
+                    **one["claim"],
+                }
+                for one in report["features"]
+            ],
+            counts=counts,
+            null={
+                "draws": inquiry.explainer.null_draws_done,
+                "draws_wanted": self._config.null_draws,
+                "kind": "rule search repeated on reassigned episodes, maximum over features",
+            },
+            writer=self._writer,
+            processed_seq=inquiry.next_seq,
+            final=inquiry.final,
+            published_ns=self._clock(),
+            time_to_first_verified_s=_seconds(inquiry.first_row_ns, inquiry.first_verified_ns),
+        )
+
+    def _narration(self, inquiry: _Inquiry) -> Iterable[NarrationDocument]:
+        sentences = inquiry.explainer.narrate()
+        by_copy: dict[tuple[int, int], list[Sentence]] = {}
+        for sentence in sentences:
+            by_copy.setdefault((sentence.env, sentence.episode), []).append(sentence)
+        for (env, episode), said in by_copy.items():
+            yield NarrationDocument(
+                run_id=inquiry.manifest.run_id,
+                agent=inquiry.manifest.agent,
+                env=env,
+                episode=episode,
+                from_t=min(one.first_t for one in said),
+                to_t=max(one.last_t for one in said),
+                lines=[_line(one) for one in said],
+                published_ns=self._clock(),
+            )
+
+
+SHARE = "verified_share"
+
+
+def _line(sentence: Sentence) -> NarrationLine:
+    return NarrationLine(sentence.text, sentence_json(sentence)["references"])
+
+
+def _seconds(start_ns: int | None, end_ns: int | None) -> float | None:
+    return None if start_ns is None or end_ns is None else (end_ns - start_ns) / SECOND_NS
+
+
+def calibrations_from(found: Sequence[Calibration]) -> dict[str, Calibration]:
+    """Calibrations by the hash of the transcoder they were recorded with."""
+    return {one.evidence.transcoder_hash: one for one in found}

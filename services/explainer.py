@@ -1,0 +1,185 @@
+"""The explainer service: features in, checked claims and a running account of the agent out.
+
+The loop's thread only moves messages; a worker thread thinks, one unit at a time, and a second one
+waits for language models where one was chosen. Rows count as processed when the worker has taken
+them in, so their credit bounds what can pile up.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import zmq
+
+from interlatent_live.errors import UserError
+from interlatent_live.explanations import ExplainerConfig
+from interlatent_live.feed.documents import ClaimsDocument, NarrationDocument, Topic
+from interlatent_live.logs import get_logger
+from interlatent_live.pipeline.calibration import load_calibrations
+from interlatent_live.pipeline.explainer import ExplainerCore, Pace, calibrations_from
+from interlatent_live.services.receiver_service import FeatureService
+from interlatent_live.services.runtime import ServiceRuntime
+from interlatent_live.services.writing import WriterThread
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from interlatent_live.config import Settings
+    from interlatent_live.services.publishing import FeedPublisher
+    from interlatent_live.stream import FeatureBatch, Manifest
+
+IDLE_S = 0.02
+PROFILES_AT_ONCE = 4
+
+
+def serve(settings: Settings) -> None:
+    """Run the explainer until it is told to stop.
+
+    Raises:
+        UserError: when an endpoint is taken, a calibration cannot be read, or the chosen writer
+            lacks its key or model.
+    """
+    with ServiceRuntime(
+        "explainer",
+        health=settings.endpoints.explainer_health,
+        budget=settings.buffers("explainer"),
+    ) as runtime:
+        context: zmq.Context[Any] = zmq.Context()
+        shell = ExplainerShell(settings)
+        service = FeatureService("explainer", settings, context, shell)
+        try:
+            claims = shell.prepare()
+            runtime.ready(writer=shell.writer, claims_prepared=claims)
+            with shell:
+                service.run(runtime, alive=shell.check)
+        finally:
+            service.close()
+            context.term()
+
+
+class ExplainerShell:
+    """Threads and queues around the core."""
+
+    def __init__(self, settings: Settings) -> None:
+        options = settings.explainer
+        self._log = get_logger("services.explainer")
+        self._words = WriterThread(options) if options.writer != "builtin" else None
+        self.writer = self._words.name if self._words else "built-in (no LLM)"
+        recordings = () if options.calibration is None else (options.calibration,)
+        self._core = ExplainerCore(
+            ExplainerConfig(
+                null_draws=options.null_draws,
+                seed=options.seed,
+                limit_bytes=settings.limits.evidence_bytes,
+            ),
+            calibrations=calibrations_from(load_calibrations(recordings)),
+            pace=Pace(narrate_s=options.narrate_every_s),
+            writer=self.writer,
+            words=self._words is not None,
+            clock=time.time_ns,
+        )
+        self._events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._processed: deque[str] = deque()
+        self._documents: deque[ClaimsDocument | NarrationDocument] = deque(maxlen=1000)
+        self._stop = threading.Event()
+        self._crash: BaseException | None = None
+        self._worker = threading.Thread(target=self._think, name="think", daemon=True)
+
+    def prepare(self) -> int:
+        """Propose claims from the configured calibration; returns how many there are."""
+        return self._core.prepare()
+
+    def __enter__(self) -> None:
+        self._worker.start()
+        if self._words is not None:
+            self._words.start()
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        self._worker.join(timeout=5.0)
+        if self._words is not None:
+            self._words.stop()
+
+    def check(self) -> None:
+        """Pass on a crash of the worker: a service that cannot think must not look healthy."""
+        if self._crash is not None:
+            raise self._crash
+
+    # -- the loop's thread -------------------------------------------------------------------------
+
+    def hello(self, manifest: Manifest, transcoders: Mapping[str, str]) -> None:
+        """A run begins or goes on."""
+        self._events.put(lambda: self._core.hello(manifest, transcoders))
+
+    def features(self, batch: FeatureBatch) -> bool:
+        """Hand rows to the worker; they are done with when it has taken them."""
+
+        def take() -> None:
+            try:
+                self._core.features(batch)
+            finally:
+                self._processed.append(batch.boot_id)
+
+        self._events.put(take)
+        return False
+
+    def goodbye(self, boot_id: str) -> None:
+        """A run ended."""
+        self._events.put(lambda: self._core.goodbye(boot_id))
+
+    def turn(self, feed: FeedPublisher, lost: Mapping[str, int]) -> list[str]:
+        """Publish what the worker found; returns the streams whose oldest rows are done with."""
+        del lost  # claims are scored on what arrived; the correlator shows what did not
+        while self._documents:
+            document = self._documents.popleft()
+            if isinstance(document, ClaimsDocument):
+                key = f"{document.run_id}/{document.hook_point}"
+                feed.documents(Topic.CLAIMS, document, key=key)
+            else:
+                key = f"{document.run_id}/{document.env}"
+                feed.documents(Topic.NARRATION, document, key=key)
+        done = []
+        while self._processed:
+            done.append(self._processed.popleft())
+        return done
+
+    # -- the worker's thread -----------------------------------------------------------------------
+
+    def _think(self) -> None:
+        try:
+            while not self._stop.is_set():
+                self._take_in()
+                self._words_in_and_out()
+                found = self._core.work()
+                self._documents.extend(found)
+        except BaseException as error:  # noqa: BLE001 - raised again on the loop's thread
+            self._crash = error
+
+    def _take_in(self) -> None:
+        """Everything that waits; sleeps a little when there is nothing."""
+        try:
+            event = self._events.get(timeout=IDLE_S)
+        except queue.Empty:
+            return
+        while True:
+            try:
+                event()
+            except UserError as error:
+                self._log.warning("rows not used", why=str(error))
+            try:
+                event = self._events.get_nowait()
+            except queue.Empty:
+                return
+
+    def _words_in_and_out(self) -> None:
+        if self._words is None:
+            return
+        for (run_id, hook_point, feature), draft in self._words.finished():
+            self._core.adopt(run_id, hook_point, feature, draft)
+        if self._words.idle:
+            for run_id, hook_point, profile in self._core.profiles_to_write(PROFILES_AT_ONCE):
+                self._words.ask((run_id, hook_point, profile.address.index), profile)
