@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from interlatent_live.environments.families import cartpole
 from interlatent_live.environments.metric_packs import (
     FAMILIES,
     OutputKind,
@@ -155,11 +156,26 @@ def test_the_divergent_angle_is_the_pole_s_unstable_mode():
         assert (after - before) / env.tau == pytest.approx(3.97 * before, rel=0.01)
 
 
+def test_the_regulator_gains_solve_the_riccati_equation():
+    from scipy.linalg import solve_continuous_are  # noqa: PLC0415 - only this test needs it
+
+    g, mass, pole, half = 9.8, 1.1, 0.1, 0.5
+    inertia = half * (4 / 3 - pole / mass)
+    a, b = np.zeros((4, 4)), np.zeros((4, 1))
+    a[0, 1] = a[2, 3] = 1.0
+    a[3, 2], b[3, 0] = g / inertia, -1 / (mass * inertia)
+    a[1, 2] = -pole * half / mass * a[3, 2]
+    b[1, 0] = 1 / mass - pole * half / mass * b[3, 0]
+    p = solve_continuous_are(a, b, np.eye(4), np.array([[0.1]]))
+    # Gymnasium's state feedback is u = −K s with K < 0: pushing right where it leans right.
+    assert pytest.approx(-(b.T @ p / 0.1)[0], rel=1e-5) == cartpole.REGULATOR_GAINS
+
+
 @given(arrays(np.float64, (7, 4), elements=st.floats(-3, 3)))
 def test_cartpole_metrics_keep_the_observation(obs):
     rows = metric_pack_for("CartPole-v1").extract_batch(obs)
     assert np.array_equal(rows[:, :4], obs)
-    assert np.allclose(rows[:, 8], 2.4 - abs(obs[:, 0]))
+    assert np.allclose(rows[:, 9], 2.4 - abs(obs[:, 0]))
 
 
 def test_observations_of_another_size_are_refused():

@@ -3,7 +3,11 @@
 Derived metrics follow from Gymnasium's constants: pole of full length 1 m (half-length l = 0.5 m),
 rail ±2.4 m, fall at ±12°. The *divergent* angle is the unstable mode of the linearised pole,
 θ + θ̇/ω₀ with ω₀² = g / (l (4/3 − m/(M + m))) (Barto, Sutton & Anderson 1983, as in Gymnasium's
-equations): left alone, the pole falls to the side of its sign.
+equations): left alone, the pole falls to the side of its sign. The *regulator force* is what the
+textbook's linear-quadratic regulator would push with: u = K s for the linearised cart-pole with
+Q = I and R = 0.1 (K solves the continuous algebraic Riccati equation; a test solves it again). It
+depends on the state alone, not on any policy, and weighs position, velocity, lean and rate as
+balancing needs them together.
 """
 
 from __future__ import annotations
@@ -26,6 +30,8 @@ FALL_ANGLE: Final = 12 * 2 * math.pi / 360
 STEP_SECONDS: Final = 0.02
 DIVERGENCE_RATE: Final = math.sqrt(GRAVITY / (POLE_LENGTH / 2 * (4 / 3 - 0.1 / 1.1)))
 """ω₀, about 4 per second."""
+REGULATOR_GAINS: Final = (3.16228, 5.82235, 47.81308, 12.65128)
+"""N per m, m/s, rad, rad/s; positive pushes right."""
 
 
 def _measure(obs: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -40,6 +46,7 @@ def _measure(obs: NDArray[np.float64]) -> NDArray[np.float64]:
             v + POLE_LENGTH * np.cos(angle) * rate,
             angle + rate / DIVERGENCE_RATE,
             x + v,
+            obs @ np.array(REGULATOR_GAINS),
             RAIL - np.abs(x),
             FALL_ANGLE - np.abs(angle),
         ],
@@ -59,6 +66,7 @@ CARTPOLE: Final = Family(
         MetricSpec("tip_velocity", "m/s", description="sideways, of the pole's tip"),
         MetricSpec("pole_divergence", "rad", description="where the pole falls if left alone"),
         MetricSpec("cart_position_ahead", "m", description="of the cart in 1 s at this velocity"),
+        MetricSpec("regulator_force", "N", description="an optimal linear controller's push"),
         MetricSpec("edge_distance", "m", description="from the nearer end of the rail"),
         MetricSpec("fall_margin", "rad", description="angle left before the pole counts as fallen"),
     ),
