@@ -35,6 +35,7 @@ from interlatent_live.explanations.search import (
     grow,
     leaf_counts,
     pair,
+    worth,
 )
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ MAX_ROWS: Final = 8192
 LEAST_SKILL: Final = 0.65
 """Balanced accuracy on B below which there is no rule to speak of."""
 
-_TOLERANCE: Final = 0.002
+_TOLERANCE: Final = 0.01
+
 _DEPTHS: Final = (1, 2, 3)
 
 
@@ -62,6 +64,18 @@ class Fit:
     balanced_accuracy: float
     precision: float
     recall: float
+
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of precision and recall."""
+        total = self.precision + self.recall
+        return 2 * self.precision * self.recall / total if total else 0.0
+
+    @property
+    def worth(self) -> float:
+        """See :func:`interlatent_live.explanations.search.worth`."""
+        one = np.array([self.balanced_accuracy, self.precision, self.f1])
+        return float(worth(one[:1], one[1:2], one[2:])[0])
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,8 +291,7 @@ class _Workshop:
         return fit(self._holds(boxes)[self._n_a :], rows.on[self._n_a :])
 
     def _good(self, new: Fit, old: Fit, slack: float) -> bool:
-        enough = new.balanced_accuracy >= old.balanced_accuracy - slack
-        return enough and (new.precision >= 0.5 or new.precision >= old.precision - slack)
+        return new.worth >= old.worth - slack
 
     def _refine(self, rows: _FeatureRows, boxes: list[_Box]) -> list[_Box]:
         """Move each bound to the best exact value of A within its neighbouring bins."""
@@ -290,9 +303,7 @@ class _Workshop:
                     if np.isinf(value):
                         continue
                     best = self._best_value(rows, out, place, slot, side)
-                    changed = list(out[place])
-                    changed[slot] = _moved(changed[slot], side, best)
-                    out[place] = tuple(changed)
+                    out = _with(out, place, slot, side, best)
         return out
 
     def _best_value(
@@ -321,21 +332,35 @@ class _Workshop:
             return value
         order = np.argsort(values[free], kind="stable")
         sorted_values, sorted_on = values[free][order], rows.on[free][order]
-        on_a = rows.on[: self._n_a]
-        positives = max(int(on_a.sum()), 1)
-        negatives = max(len(on_a) - int(on_a.sum()), 1)
-        gain = np.where(sorted_on, 1 / positives, -1 / negatives)
-        if side == "lower":
-            gain = -gain
-        run = np.concatenate([[0.0], np.cumsum(gain)])
         # A bound can only lie between two different values.
         allowed = np.concatenate([[True], sorted_values[1:] > sorted_values[:-1], [True]])
-        best = int(np.argmax(np.where(allowed, run, -np.inf)))
-        left = sorted_values[best - 1] if best else low
-        right = sorted_values[best] if best < len(sorted_values) else high
-        if np.isinf(left) or np.isinf(right):
-            return float(right if np.isinf(left) else left)
-        return float((left + right) / 2)
+        found = [value]
+        for off_weight in self._off_weights(rows, boxes):
+            gain = np.where(sorted_on, 1.0, -off_weight)
+            run = np.concatenate([[0.0], np.cumsum(gain if side == "upper" else -gain)])
+            best = int(np.argmax(np.where(allowed, run, -np.inf)))
+            left = sorted_values[best - 1] if best else low
+            right = sorted_values[best] if best < len(sorted_values) else high
+            middle = (left + right) / 2
+            if np.isfinite(middle):
+                found.append(float(middle))
+        trials = [
+            fit(
+                self._holds(_with(boxes, place, slot, side, cut))[: self._n_a], rows.on[: self._n_a]
+            )
+            for cut in found
+        ]
+        return found[int(np.argmax([trial.worth for trial in trials]))]
+
+    def _off_weights(self, rows: _FeatureRows, boxes: list[_Box]) -> tuple[float, float]:
+        """What an off-row costs against an on-row, for balanced accuracy and for F1.
+
+        F1 = 2 TP / (P + said) is largest where TP − λ · said is, λ being half of the best F1.
+        """
+        on_a = rows.on[: self._n_a]
+        positives = max(int(on_a.sum()), 1)
+        half = fit(self._holds(boxes)[: self._n_a], on_a).f1 / 2
+        return positives / max(len(on_a) - positives, 1), half / (1 - half)
 
     def _prune(self, rows: _FeatureRows, boxes: list[_Box]) -> list[_Box]:
         """Drop boxes, then bounds, whose loss on B stays within the tolerance."""
@@ -374,16 +399,22 @@ class _Workshop:
                     if np.isinf(value):
                         continue
                     for digits in range(1, 7):
-                        rounded = _moved(bound, side, round_to(value, digits))
-                        if rounded.lower >= rounded.upper:
+                        rounded = round_to(value, digits)
+                        moved = _moved(bound, side, rounded)
+                        if moved.lower >= moved.upper:
                             continue
-                        changed = [list(b) for b in boxes]
-                        changed[place][slot] = rounded
-                        trial = [tuple(b) for b in changed]
+                        trial = _with(boxes, place, slot, side, rounded)
                         if self._good(fit(self._holds(trial), rows.on), everything, _TOLERANCE / 2):
                             boxes = trial
                             break
         return boxes
+
+
+def _with(boxes: list[_Box], place: int, slot: int, side: str, value: float) -> list[_Box]:
+    """The boxes with one side of one bound moved."""
+    box = boxes[place]
+    moved = (*box[:slot], _moved(box[slot], side, value), *box[slot + 1 :])
+    return [*boxes[:place], moved, *boxes[place + 1 :]]
 
 
 def _moved(bound: _Bound, side: str, value: float) -> _Bound:

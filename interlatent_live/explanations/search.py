@@ -48,7 +48,7 @@ class TermFamilies:
     """
 
     delta: bool = True
-    lags: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 8)
+    lags: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8)
     means: tuple[int, ...] = ()
     role: Role = Role.STATE
 
@@ -200,10 +200,11 @@ def pair(
     )
 
 
-def grow(binned: Binned, on: OnRows, *, terms_kept: int = 8) -> Trees:
+def grow(binned: Binned, on: OnRows, *, terms_kept: int = 16) -> Trees:
     """Grow one tree of depth 3 per feature.
 
-    Each feature keeps the ``terms_kept`` terms with the best single interval; its tree is grown
+    Each feature keeps ``terms_kept`` terms: those with the best single interval, but first the best
+    of each metric, so that the many lags of one metric do not crowd out another. Its tree is grown
     greedily on those.
     """
     candidates, histogram, totals = _screen(binned, on, min(terms_kept, len(binned.terms)))
@@ -218,9 +219,9 @@ def complexity_discount(terms: Sequence[Term]) -> NDArray[np.float64]:
             case Metric():
                 out.append(1.0)
             case Delta():
-                out.append(0.985)
+                out.append(0.97)
             case Lag(steps=steps) | Window(steps=steps):
-                out.append(0.98 - 0.001 * min(steps, 20))
+                out.append(0.96 - 0.001 * min(steps, 20))
     return np.array(out)
 
 
@@ -248,6 +249,17 @@ def _screen(
     interval = (run - lowest[..., :-1]).max(2)
     complement = (highest[..., :-1] - run).max(2)
     score = np.maximum(interval, complement) * complexity_discount(binned.terms)
+    # First the best term of each metric and the plain metric itself, then the rest by score.
+    names = np.array([term.name for term in binned.terms])
+    bonus = np.zeros_like(score)
+    for name in np.unique(names):
+        of_metric = np.flatnonzero(names == name)
+        best_of = score[:, of_metric].max(1)
+        bonus[np.arange(count), of_metric[np.argmax(score[:, of_metric], axis=1)]] = 1.0
+        plain = [i for i in of_metric if isinstance(binned.terms[i], Metric)]
+        for index in plain:
+            bonus[:, index] = np.maximum(bonus[:, index], 1.0 - score[:, index] + 0.99 * best_of)
+    score += bonus
     best = np.argsort(-score, axis=1, kind="stable")[:, :kept]
     return best, np.take_along_axis(positives, best[..., None], 1).astype(np.int64), totals
 
@@ -408,6 +420,18 @@ def leaf_counts(
     return positives, totals
 
 
+def worth(
+    balanced_accuracy: NDArray[np.float64], precision: NDArray[np.float64], f1: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """How good a rule is, as one number to compare rules of one feature by.
+
+    Precision ≥ .5 comes first, then balanced accuracy up to .9, which a verdict asks for; beyond
+    that F1, because balanced accuracy hardly notices the false alarms of a rare feature.
+    """
+    enough = np.where(precision >= 0.5, 10.0, 10.0 * precision)
+    return np.asarray(enough + 4 * np.minimum(balanced_accuracy, 0.9) + f1, np.float64)
+
+
 def choose_leaves(
     proposed: tuple[NDArray[np.int64], NDArray[np.int64]],
     chosen_on: tuple[NDArray[np.int64], NDArray[np.int64]],
@@ -417,8 +441,7 @@ def choose_leaves(
     """Which leaves say "on", [F, 8]: among ``depths`` and cuts of their leaves ordered by odds.
 
     ``proposed`` are the leaf counts on A, which order the leaves; ``chosen_on`` those on B, where
-    the best balanced accuracy with precision ≥ .5 wins (without that bar where none reaches it).
-    A shallower rule wins unless a deeper one is better by .005.
+    the rule of the greatest :func:`worth` wins, a deeper one only if it is better by .005.
     """
     count = len(proposed[0])
     best_mask = np.zeros((count, LEAVES), bool)
@@ -441,9 +464,9 @@ def choose_leaves(
             negatives = (all_b - on_b).sum(1)
             recall = hit / np.maximum(positives, 1)
             false = (said - hit) / np.maximum(negatives, 1)
-            precise = hit >= 0.5 * said
-            key = (recall + 1 - false) / 2 + np.where(precise & (hit > 0), 10.0, 0.0)
-            key -= 0.005 * depth
+            precision = hit / np.maximum(said, 1)
+            f1 = 2 * hit / np.maximum(said + positives, 1)
+            key = worth((recall + 1 - false) / 2, precision, f1) - 0.005 * depth
             better = key > best_key
             best_key = np.where(better, key, best_key)
             best_mask[better] = mask[better][:, group]
