@@ -38,7 +38,9 @@ def demo(
     hz: Annotated[
         float | None, typer.Option(help="Steps per second and copy.", min=0.1, max=10_000)
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of starts and pushes.", min=0)] = 0,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of starts and pushes; fixed by default.", min=0)
+    ] = None,
     config: ConfigOption = None,
     assign: SetOption = None,
 ) -> None:
@@ -75,7 +77,7 @@ def demo_agent(
     steps: Annotated[int | None, typer.Option(min=1)] = None,
     copies: Annotated[int | None, typer.Option(min=1)] = None,
     hz: Annotated[float | None, typer.Option(min=0.1)] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int | None, typer.Option(min=0)] = None,
     policy: Annotated[str | None, typer.Option(help="Another policy than the demo's.")] = None,
 ) -> None:
     """Run only the demo's agent, for a system that is up already."""

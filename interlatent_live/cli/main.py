@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from interlatent_live.cli import bench, config, doctor, policies
+from interlatent_live.cli import bench, config, demo, doctor, policies, services, watch
 from interlatent_live.errors import UserError
 
 app = typer.Typer(
@@ -22,6 +22,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+app.command()(demo.demo)
+app.command()(watch.watch)
+app.command()(services.up)
+app.command()(services.encoder)
+app.command()(services.correlator)
+app.command()(services.explainer)
+app.command()(demo.demo_agent)
 app.add_typer(policies.app)
 app.add_typer(config.app)
 app.command()(doctor.doctor)

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from interlatent_live.policies.mlp import MlpPolicy
 
 FLUSH_S = 10.0
+Y_EVERY = 8
+"""Outputs y are sent every so many steps: enough for the live FVU."""
 TIMINGS_KEPT = 20_000
 
 
@@ -64,7 +66,7 @@ def make_envs(target: DemoTarget, copies: int) -> SyncVectorEnv[Any, Any]:
     """``copies`` disturbed copies that begin the next episode within the step that ended one."""
 
     def one() -> gymnasium.Env[Any, Any]:
-        return disturbed(gymnasium.make(target.env_id), target.disturbance)
+        return disturbed(gymnasium.make(target.environment, max_episode_steps=target.max_episode_steps), target.disturbance)
 
     return SyncVectorEnv([one] * copies, autoreset_mode=AutoresetMode.SAME_STEP)
 
@@ -85,7 +87,7 @@ def run_agent(
     steps: int | None = None,
     copies: int | None = None,
     hz: float | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     policy: str | None = None,
 ) -> AgentReport:
     """Act until ``steps`` steps (of all copies together) are taken, or a signal says stop.
@@ -97,7 +99,7 @@ def run_agent(
         steps: how many steps; ``None`` means until SIGINT or SIGTERM.
         copies: copies of the environment; the target's default otherwise.
         hz: steps per second and copy; the target's default otherwise.
-        seed: seed of starts and pushes.
+        seed: seed of starts and pushes; the target's live seed otherwise.
         policy: another policy than the target's, by name or path.
 
     Raises:
@@ -120,9 +122,9 @@ def run_agent(
         environment=env_id,
         control_hz=hz or target.control_hz,
         actions=measure.pack.family.actions,
-        y_every=target.y_every,
+        y_every=Y_EVERY,
     )
-    loop = _Loop(module, bare, envs, measure=measure, tap=tap, seed=seed)
+    loop = _Loop(module, bare, envs, measure=measure, tap=tap, seed=target.live_seed if seed is None else seed)
     pacer = Pacer(hz or target.control_hz)
     began = time.monotonic()
     try:

@@ -54,16 +54,17 @@ class DemoOptions:
     steps: int | None = None
     copies: int | None = None
     hz: float | None = None
-    seed: int = 0
+    seed: int | None = None
     policy: str | None = None
 
     def agent_arguments(self) -> list[str]:
         """The same as flags of the agent's command."""
-        arguments = ["--env", self.env, "--seed", str(self.seed)]
+        arguments = ["--env", self.env]
         for flag, value in (
             ("--steps", self.steps),
             ("--copies", self.copies),
             ("--hz", self.hz),
+            ("--seed", self.seed),
             ("--policy", self.policy),
         ):
             if value is not None:
