@@ -83,6 +83,7 @@ def attach(
     for name, module in modules.items():
         d_in, d_out = shapes.get(name) or known_widths(policy, name, module)
         tap.points[name] = Point(name, d_in, d_out)
+    tap.check()
     lane = None
     device = next((p.device for p in policy.parameters() if p.is_cuda), None)
     if device is not None:

@@ -12,8 +12,7 @@ from interlatent_live.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from interlatent_live.agent.features import FeatureEncoder
-    from interlatent_live.wire.keys import ClientKeys
+    from interlatent_live.transcoders.native import LoadedTranscoder
 
 DTYPES: Final = {"float32": "f4", "float16": "f2", "bfloat16": "bf2"}
 """Dtypes activations may travel in, and the wire's words for them."""
@@ -69,7 +68,6 @@ class TapOptions:
         block_timeout_s: longest wait of one step under ``on_full="block"``.
         encode_at: ``"encoder"`` sends activations; ``"agent"`` encodes them here and sends features.
         transcoders: what encodes each hook point under ``encode_at="agent"``.
-        keys: CURVE keys for endpoints beyond this machine.
         silent_after: after how many steps a hook point that never fired is reported.
         strict: raise errors of the tap instead of counting them (for tests).
         require_oversight: reserved: act only while somebody oversees. Not offered yet.
@@ -94,8 +92,7 @@ class TapOptions:
     spool_bytes: int = 256 * 2**20
     block_timeout_s: float = 60.0
     encode_at: str = "encoder"
-    transcoders: Mapping[str, FeatureEncoder] | None = None
-    keys: ClientKeys | None = None
+    transcoders: Mapping[str, LoadedTranscoder | Path | str] | None = None
     silent_after: int = 200
     strict: bool = False
     require_oversight: bool = False

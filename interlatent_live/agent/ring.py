@@ -43,6 +43,9 @@ FACTS: Final = np.dtype(
 
 FACTS_STRUCT: Final = struct.Struct("<qIIHBBB")
 
+SCAN: Final = 1024
+"""Blocks looked at in one call of :meth:`Ring.skip_to`, to keep it short."""
+
 _SPAN: Final = struct.Struct("<qq")
 """A block's first sequence number, and the one after its last."""
 
@@ -238,14 +241,14 @@ class Ring:
         return int(self.facts["time_ns"][tail % self.capacity, 0])
 
     def skip_to(self, time_ns: int) -> tuple[Lost | None, Lost | None]:
-        """Give up the waiting blocks completed before ``time_ns``.
+        """Give up the waiting blocks completed before ``time_ns``, at most ``SCAN`` per call.
 
         Returns:
             What had been overwritten already, and what was given up now.
         """
         while True:
             first = max(self.tail, self.head - self.capacity + 1)
-            blocks = np.arange(first, self.head)
+            blocks = np.arange(first, min(self.head, first + SCAN))
             if not len(blocks):
                 return None, None
             slots = blocks % self.capacity

@@ -24,7 +24,7 @@ from interlatent_live.agent.options import Autoreset, OnFull, TapOptions
 from interlatent_live.agent.stats import LinkStats, TapStats
 from interlatent_live.agent.writer import BlockedError, StepWriter
 from interlatent_live.errors import UserError
-from interlatent_live.stream import Controller, Manifest
+from interlatent_live.stream import Controller, HookPointSpec, Manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from interlatent_live.agent.metrics import MetricPack
     from interlatent_live.agent.ring import Ring
     from interlatent_live.agent.writer import Lane
-    from interlatent_live.stream import HookPointSpec, MetricSpec, StepBatch
+    from interlatent_live.stream import MetricSpec, StepBatch
 
 logger = logging.getLogger(__name__)
 
@@ -110,6 +110,7 @@ class Tap:
             self.configure_for(env)
         elif env_count is not None or autoreset is not None:
             self._configure(env_count or 1, autoreset)
+        self.check()
 
     # -- before the first step ------------------------------------------------------------------
 
@@ -483,21 +484,43 @@ class Tap:
             later = columns.observe_many(step.next_obs, step.info, envs, range(n))
         return now, later
 
-    def _opened(self, ring: Ring) -> None:
-        """The ring exists: say who we are, and let the sender read it."""
+    def _manifest_with(self, hook_points: tuple[HookPointSpec, ...]) -> Manifest:
         options = self.options
-        self.manifest = Manifest(
+        return Manifest(
             agent=options.agent,
             run_id=self.run_id,
             boot_id=self.boot_id,
             policy_hash=self.policy_hash,
-            hook_points=ring.layout.hook_points,
+            hook_points=hook_points,
             metrics=self.metrics.specs,
             env_count=self.gate.envs,
             control_hz=options.control_hz,
             environment=options.environment,
             actions=options.actions,
         )
+
+    def check(self) -> None:
+        """Check that names and address fit the wire, while it is still easy to see whose they are.
+
+        Raises:
+            UserError: naming what does not fit.
+        """
+        endpoint = self.options.endpoint
+        if endpoint is None:
+            return
+        if not endpoint.startswith(("tcp://", "ipc://", "inproc://")):
+            raise UserError(
+                f"the endpoint {endpoint!r} is no address; it looks like tcp://127.0.0.1:28410"
+            )
+        from interlatent_live.wire.codec import encode_hello  # noqa: PLC0415  no wire without an endpoint
+
+        hooks = (HookPointSpec(p.name, p.d_in or 1, p.d_out or 1) for p in self.points.values())
+        encode_hello(self._manifest_with(tuple(hooks)))
+
+    def _opened(self, ring: Ring) -> None:
+        """The ring exists: say who we are, and let the sender read it."""
+        options = self.options
+        self.manifest = self._manifest_with(ring.layout.hook_points)
         if options.endpoint is not None:
             from interlatent_live.agent.sender import Sender  # noqa: PLC0415  no sockets without one
 

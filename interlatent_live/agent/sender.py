@@ -1,0 +1,381 @@
+"""The sender thread: a socket and a clock around the link's state machine.
+
+It wakes every 8 ms, copies what the policy wrote since, encodes and sends it without ever blocking,
+and keeps the books. It shares the interpreter with the policy, so each of its turns is kept short and
+gives the interpreter away between its parts. Nothing that happens here (no service, a frozen one, a
+full disk, garbage on the wire) reaches the policy.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import zmq
+
+from interlatent_live.agent.options import DTYPES, OnFull
+from interlatent_live.agent.outlets import LosslessOutlet, LossyOutlet, Packer
+from interlatent_live.agent.retention import MemoryStore
+from interlatent_live.agent.spool import Spool, abandoned
+from interlatent_live.agent.stats import LinkStats
+from interlatent_live.errors import UserError, WireError
+from interlatent_live.wire.clock import read_clock
+from interlatent_live.wire.codec import decode, encode_hello
+from interlatent_live.wire.messages import Ack, Hello
+from interlatent_live.wire.sender_link import (
+    Close,
+    LinkState,
+    Open,
+    PeerLost,
+    Refused,
+    SenderConfig,
+    SenderLink,
+    StreamUp,
+    Transmit,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from interlatent_live.agent.acting import Point
+    from interlatent_live.agent.options import TapOptions
+    from interlatent_live.agent.outlets import Outlet
+    from interlatent_live.agent.ring import Ring
+    from interlatent_live.stream import Manifest
+    from interlatent_live.wire.clock import Now
+    from interlatent_live.wire.messages import WireMessage
+    from interlatent_live.wire.sender_link import SenderInstruction
+
+logger = logging.getLogger(__name__)
+
+PERIOD_S: Final = 0.008
+"""Pause between two turns: what collects meanwhile is one message."""
+GREETING_S: Final = 1.0
+"""How long a closing tap waits for a service that may just be starting."""
+GOODBYE_MS: Final = 200
+ANSWERS: Final = 256
+"""Most messages read in one turn."""
+MAX_ANSWER_BYTES: Final = 2**20
+
+
+class Sender:
+    """Sends one tap's steps until it is closed.
+
+    Raises:
+        UserError: when the names of the manifest do not fit the wire, the spool cannot be used, or a
+            transcoder does not belong to the policy.
+    """
+
+    def __init__(
+        self, ring: Ring, manifest: Manifest, points: Mapping[str, Point], options: TapOptions
+    ) -> None:
+        if options.endpoint is None:
+            raise UserError("a sender needs an endpoint")
+        self._endpoint = options.endpoint
+        self._options = options
+        self._manifest = manifest
+        self._ring = ring
+        self._lossless = options.on_full != OnFull.DROP_OLDEST
+        encoder = None
+        if options.encode_at == "agent":
+            # Only now: the transcoders bring torch, which publishing agents do without.
+            from interlatent_live.agent.features import AgentEncoder  # noqa: PLC0415
+
+            encoder = AgentEncoder(options.transcoders or {}, manifest)
+        transcoders = None if encoder is None else encoder.identities
+        self._link = SenderLink(SenderConfig(lossless=self._lossless))
+        self._link.open_stream(read_clock(), manifest, transcoders=transcoders)
+        packer = Packer(manifest.boot_id, DTYPES[options.dtype], encoder)
+        self._outlets: dict[str, Outlet] = {}
+        self._stores: list[Spool | MemoryStore] = []
+        if self._lossless:
+            hello = encode_hello(manifest, transcoders=transcoders, lossless=True)[0]
+            store = self._make_store(hello)
+            outlet: Outlet = LosslessOutlet(ring, points, self._link, packer, self._send, store)
+            self._adopt()
+        else:
+            outlet = LossyOutlet(
+                ring, points, self._link, packer, self._send, options.max_age_s
+            )
+        self._outlets[manifest.boot_id] = outlet
+        self._socket: zmq.Socket[bytes] | None = None
+        self._context: zmq.Context[Any] | None = None
+        self._stop = threading.Event()
+        self._deadline = 0.0
+        self._born = time.monotonic()
+        self._was_up = False
+        self._refused = False
+        self._error = ""
+        self._faults = 0
+        self._stats = LinkStats(state="connecting")
+        self._thread = threading.Thread(target=self._run, name="interlatent-tap", daemon=True)
+        self._thread.start()
+
+    # -- called by the policy's thread ----------------------------------------------------------
+
+    def stats(self) -> LinkStats:
+        """The ledger as of the newest turn."""
+        return self._stats
+
+    def close(self, timeout_s: float) -> None:
+        """Flush for at most ``timeout_s``, say goodbye, end the thread."""
+        self._deadline = time.monotonic() + timeout_s
+        self._stop.set()
+        self._thread.join(timeout_s + 2 * GOODBYE_MS / 1000 + 1.0)
+
+    # -- the thread -----------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        self._context = zmq.Context()
+        try:
+            self._guard(self._start)
+            while not self._stop.wait(PERIOD_S):
+                self._guard(self._turn)
+            while self._unfinished():
+                self._guard(self._turn)
+                time.sleep(PERIOD_S / 4)
+            self._guard(self._finish)
+        finally:
+            self._close_socket(0)
+            self._context.term()
+
+    def _guard(self, action: Any) -> None:
+        try:
+            action()
+        except Exception as error:
+            # Nothing may end this thread; what fails is said once and counted.
+            self._faults += 1
+            self._error = f"{type(error).__name__}: {error}"
+            if self._faults == 1:
+                logger.exception("the tap's sender failed and goes on")
+
+    def _start(self) -> None:
+        self._carry_out(self._link.start(read_clock()))
+
+    def _turn(self) -> None:
+        now = read_clock()
+        self._receive(now)
+        self._carry_out(self._link.on_tick(now))
+        for outlet in tuple(self._outlets.values()):
+            time.sleep(0)  # lets the policy's thread have the interpreter
+            outlet.pump(now)
+        if len(self._outlets) > 1:
+            self._retire(now)
+        self._snapshot()
+
+    def _unfinished(self) -> bool:
+        now = time.monotonic()
+        if now >= self._deadline:
+            return False
+        if not self._was_up and (self._refused or now - self._born > GREETING_S):
+            return False
+        if self._was_up and self._link.state is not LinkState.UP and not self._lossless:
+            return False
+        outlet = self._outlets[self._manifest.boot_id]
+        return not outlet.idle() or self._link.counts(self._manifest.boot_id).in_flight > 0
+
+    def _finish(self) -> None:
+        now = read_clock()
+        boot_id = self._manifest.boot_id
+        outlet = self._outlets[boot_id]
+        finished = outlet.idle() and self._link.counts(boot_id).in_flight == 0
+        if isinstance(outlet, LosslessOutlet):
+            outlet.pump(now)  # what is left in the ring goes to the store
+        outlet.shut()
+        goodbye: list[SenderInstruction] = []
+        if isinstance(outlet, LosslessOutlet) and isinstance(outlet.store, Spool) and not finished:
+            # No goodbye: the next process on this folder goes on with the stream.
+            self._snapshot("closed")
+        else:
+            if isinstance(outlet, LosslessOutlet):
+                outlet.give_up()
+            counts = self._link.counts(boot_id)
+            goodbye = self._link.close_stream(now, boot_id)
+            # A closed stream's ledger is gone, and what was in flight is lost with it.
+            lost = {str(reason): rows for reason, rows in counts.lost.items()}
+            if counts.in_flight:
+                lost["shutdown"] = lost.get("shutdown", 0) + counts.in_flight
+            self._stats = LinkStats(
+                "closed", counts.sent, counts.acknowledged, lost, 0, self._error
+            )
+        self._carry_out(goodbye)
+        self._close_socket(GOODBYE_MS)
+        for store in self._stores:
+            store.close()
+
+    # -- sockets --------------------------------------------------------------------------------
+
+    def _receive(self, now: Now) -> None:
+        if self._socket is None:
+            return
+        for _ in range(ANSWERS):
+            try:
+                frames = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            try:
+                message = decode(frames)
+            except WireError as error:
+                self._error = str(error)
+                continue
+            self._carry_out(self._link.on_message(now, message))
+            self._release(message)
+            if self._socket is None:
+                return
+
+    def _send(self, frames: Sequence[bytes]) -> bool:
+        if self._socket is None:
+            return False
+        try:
+            self._socket.send_multipart(frames, zmq.NOBLOCK, copy=True)
+        except zmq.Again:
+            return False
+        time.sleep(0)  # as in _turn
+        return True
+
+    def _carry_out(self, instructions: Iterable[SenderInstruction]) -> None:
+        for instruction in instructions:
+            match instruction:
+                case Open():
+                    self._open_socket()
+                case Close():
+                    self._close_socket(0)
+                case Transmit(frames):
+                    self._send(frames)
+                case StreamUp():
+                    self._on_up(instruction)
+                case Refused(_, reason, message):
+                    self._on_refused(reason, message)
+                case PeerLost(why):
+                    self._error = f"the connection to {self._endpoint} ended ({why})"
+                case _:
+                    pass  # Resume: the outlet asks the link which row is next
+
+    def _on_up(self, up: StreamUp) -> None:
+        if not self._was_up:
+            self._was_up = True
+            logger.info("streaming to %s", up.server or self._endpoint)
+        self._refused = False
+        self._outlets[up.boot_id].limit(up.max_rows, up.max_bytes)
+
+    def _on_refused(self, reason: str, message: str) -> None:
+        sentence = f"{self._endpoint} refused the stream ({reason}): {message}"
+        if sentence != self._error:
+            logger.warning("%s; the agent goes on unwatched", sentence)
+        self._error = sentence
+        self._refused = True
+
+    def _open_socket(self) -> None:
+        self._close_socket(0)
+        if self._context is None:
+            return
+        socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
+        socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.MAXMSGSIZE, MAX_ANSWER_BYTES)
+        socket.setsockopt(zmq.RECONNECT_IVL, 100)
+        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
+        try:
+            socket.connect(self._endpoint)
+        except zmq.ZMQError as error:
+            socket.close(0)
+            self._error = f"{self._endpoint} is no address to connect to: {error}"
+            raise UserError(self._error) from None
+        self._socket = socket
+
+    def _close_socket(self, linger_ms: int) -> None:
+        if self._socket is not None:
+            self._socket.close(linger_ms)
+            self._socket = None
+
+    # -- stores ---------------------------------------------------------------------------------
+
+    def _make_store(self, hello: bytes) -> Spool | MemoryStore:
+        options = self._options
+        store: Spool | MemoryStore
+        if options.on_full == OnFull.SPOOL:
+            folder = Path(options.spool or "") / self._manifest.boot_id
+            store = Spool(folder, options.spool_bytes, hello)
+        else:
+            store = MemoryStore(options.max_bytes)
+        self._stores.insert(0, store)
+        return store
+
+    def _adopt(self) -> None:
+        """Take over what ended processes left in the spool folder, as streams of their own."""
+        if self._options.on_full != OnFull.SPOOL:
+            return
+        now = read_clock()
+        for folder in abandoned(Path(self._options.spool or "")):
+            try:
+                spool = Spool(folder, self._options.spool_bytes)
+                hello = decode([spool.hello])
+                entries = spool.entries()
+            except UserError as error:
+                logger.warning("the spool %s cannot be replayed: %s", folder, error)
+                continue
+            if not entries or not isinstance(hello, Hello):
+                spool.close()
+                continue
+            boot_id = hello.manifest.boot_id
+            self._link.open_stream(
+                now, hello.manifest, first_seq=entries[0].first, transcoders=hello.transcoders
+            )
+            # As far as the books go, all of it was sent; the receiver says from where to repeat.
+            for entry in entries:
+                if entry.reason is None:
+                    self._link.sent(
+                        now, boot_id, first_seq=entry.first, rows=entry.end - entry.first, size=0
+                    )
+                else:
+                    self._link.declare(
+                        boot_id, entry.first, entry.end - entry.first, entry.reason
+                    )
+            packer = Packer(boot_id, DTYPES[self._options.dtype])
+            self._outlets[boot_id] = LosslessOutlet(
+                None, {}, self._link, packer, self._send, spool
+            )
+            self._stores.append(spool)
+
+    def _release(self, message: WireMessage) -> None:
+        if not self._lossless or not isinstance(message, Ack):
+            return
+        for stream in message.streams:
+            outlet = self._outlets.get(stream.boot_id)
+            if outlet is not None:
+                holes = [hole.first_seq for hole in stream.missing]
+                outlet.acknowledged(min([stream.processed, *holes]))
+
+    def _retire(self, now: Now) -> None:
+        """End adopted streams whose rows have all been delivered."""
+        for boot_id in tuple(self._outlets):
+            outlet = self._outlets[boot_id]
+            if boot_id == self._manifest.boot_id or not isinstance(outlet, LosslessOutlet):
+                continue
+            if outlet.idle() and self._link.state is LinkState.UP:
+                self._carry_out(self._link.close_stream(now, boot_id))
+                del self._outlets[boot_id]
+                outlet.acknowledged(2**62)
+                outlet.store.close()
+
+    # -- what is shown --------------------------------------------------------------------------
+
+    def _snapshot(self, state: str = "") -> None:
+        counts = self._link.counts(self._manifest.boot_id)
+        error = next((store.error for store in self._stores if store.error), self._error)
+        self._stats = LinkStats(
+            state=state or self._state(),
+            sent=counts.sent,
+            acknowledged=counts.acknowledged,
+            lost={str(reason): rows for reason, rows in counts.lost.items()},
+            in_flight=counts.in_flight,
+            last_error=error,
+            spooled_bytes=sum(store.nbytes for store in self._stores),
+        )
+
+    def _state(self) -> str:
+        if self._link.state is LinkState.UP:
+            return "refused" if self._refused else "open"
+        return "connecting"
