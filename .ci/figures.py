@@ -8,6 +8,7 @@ that is: a JSON file relative to the repository, ``#`` and a JSON pointer (RFC 6
 wanted, a format specification and a unit. In a list of rows a name picks the row whose ``case`` it
 is, with ``_`` for a space. Run without arguments it refreshes all documents; ``--check`` names what
 is out of date instead. A file or a pointer that does not exist is an error in both.
+One that directly follows a backtick only shows how a figure is written.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 FIGURE = re.compile(
-    r"<!-- figure: (?P<file>[^#\s]+)#(?P<pointer>/\S*)"
+    r"(?<!`)<!-- figure: (?P<file>[^#\s]+)#(?P<pointer>/\S*)"
     r"(?: (?P<format>(?!--)\S+))?(?: (?P<unit>(?!--)\S+))?"
     r" -->(?P<value>.*?)<!-- /figure -->",
     re.DOTALL,
