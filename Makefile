@@ -1,6 +1,5 @@
 # The tasks of development; `make` lists them. CI runs .ci/run, which does the same from nothing.
 BIN ?= .venv/bin
-SOURCES = interlatent_live services prompts tests examples .ci
 
 .PHONY: help install format lint types test slow figures docs constraints demo
 
@@ -12,12 +11,12 @@ install:        ## make .venv and install for development
 	$(BIN)/pip install -c constraints.txt -e ".[dev]"
 
 format:         ## format the code and mend what the linter can
-	$(BIN)/ruff check --fix $(SOURCES)
-	$(BIN)/ruff format $(SOURCES)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 lint:           ## lint, and check the formatting
-	$(BIN)/ruff check $(SOURCES)
-	$(BIN)/ruff format --check $(SOURCES)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 types:          ## check the types
 	$(BIN)/mypy -p interlatent_live
