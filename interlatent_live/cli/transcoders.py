@@ -1,0 +1,227 @@
+"""``interlatent-live collect``, ``train``, ``evaluate``, ``export``, ``import``, ``finetune``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+if TYPE_CHECKING:
+    from interlatent_live.transcoders.training.trainer import TrainProgress
+
+Choice = TypeVar("Choice", bound=StrEnum)
+
+_POLICY_HELP = "Built-in policy, policy folder, SB3 .zip, or module:function returning a module."
+_HOOK_HELP = (
+    "Module whose input and output are x and y, or a span first..last; give it once per hook point."
+)
+
+
+def collect(
+    policy: Annotated[str, typer.Argument(help=_POLICY_HELP)],
+    out: Annotated[Path, typer.Option(help="Directory of the dataset.")],
+    hook_point: Annotated[
+        list[str] | None, typer.Option("--hook-point", "-p", help=_HOOK_HELP)
+    ] = None,
+    env: Annotated[
+        str, typer.Option("--env", help="Gymnasium id, if the policy does not say.")
+    ] = "",
+    episodes: Annotated[int, typer.Option(min=1, help="Whole episodes to collect.")] = 200,
+    seed: Annotated[int, typer.Option(help="Episode i is reset with seed + i.")] = 0,
+    epsilon: Annotated[
+        float, typer.Option(min=0, max=1, help="Probability of a random action in each step.")
+    ] = 0.0,
+    copies: Annotated[int, typer.Option(min=1, help="Episodes run side by side.")] = 32,
+    max_steps: Annotated[
+        int | None, typer.Option(min=1, help="Cut episodes that do not end.")
+    ] = None,
+    start: Annotated[float, typer.Option(min=0, help="Spread of disturbed starts; 0: none.")] = 0.0,
+    push: Annotated[float, typer.Option(min=0, help="Strength of pushes; 0: none.")] = 0.0,
+    push_interval: Annotated[float, typer.Option(min=0, help="Mean seconds between pushes.")] = 0.0,
+) -> None:
+    """Collect activation pairs and metrics into a dataset; run again after a kill to go on.
+
+    Example: interlatent-live collect lunarlander-ppo -p hidden.1 --episodes 300 --out data/lander
+    """
+    import torch
+    from rich.progress import Progress
+
+    from interlatent_live.environments.disturbance import Disturbance
+    from interlatent_live.transcoders.acting import acting_policy
+    from interlatent_live.transcoders.collect import (
+        CollectProgress,
+        RolloutSettings,
+        collect_rollouts,
+    )
+
+    torch.set_num_threads(1)  # two compute threads on two busy cores collapse
+    acting = acting_policy(policy, environment=env)
+    settings = RolloutSettings(
+        episodes=episodes,
+        seed=seed,
+        epsilon=epsilon,
+        copies=copies,
+        max_steps=max_steps,
+        disturbance=Disturbance(start=start, push=push, push_interval_s=push_interval),
+    )
+    with Progress() as bar:
+        task = bar.add_task("collect", total=episodes)
+
+        def show(progress: CollectProgress) -> None:
+            bar.update(
+                task,
+                completed=progress.done,
+                description=f"{progress.rows:,} rows, mean return {progress.mean_return:.1f}",
+            )
+
+        manifest = collect_rollouts(
+            acting, hook_point or _default_hook_points(acting.module), out, settings, show
+        )
+    print(
+        f"{out}: {manifest.rows:,} rows of {manifest.episodes} episodes at "
+        f"{', '.join(hook.name for hook in manifest.header.hook_points)}, {manifest.dataset_hash()}"
+    )
+
+
+def train(
+    dataset: Annotated[Path, typer.Argument(help="Directory made by collect.")],
+    out: Annotated[Path, typer.Option(help="Directory for the transcoders.")],
+    hook_point: Annotated[
+        list[str] | None, typer.Option("--hook-point", "-p", help="Default: all of the dataset's.")
+    ] = None,
+    architecture: Annotated[
+        str, typer.Option(help="relu, topk, batchtopk, jumprelu or matryoshka.")
+    ] = "batchtopk",
+    features: Annotated[
+        list[int] | None, typer.Option("--features", "-F", help="Width; once per width to train.")
+    ] = None,
+    k: Annotated[int, typer.Option(min=1, help="Features on per row (not for relu).")] = 8,
+    l1: Annotated[float | None, typer.Option(min=0, help="L1 weight (relu only).")] = None,
+    skip: Annotated[bool, typer.Option(help="Add an affine path x W_skip.")] = False,
+    sae: Annotated[
+        bool, typer.Option(help="Reconstruct x instead of y: a sparse autoencoder.")
+    ] = False,
+    widths: Annotated[str, typer.Option(help="Matryoshka's nested widths, such as 2,4,8.")] = "",
+    seeds: Annotated[int, typer.Option(min=1, help="Seeds 0 … N−1, all trained together.")] = 3,
+    steps: Annotated[int, typer.Option(min=1)] = 4000,
+    batch: Annotated[int, typer.Option(min=1, help="Rows per step and model.")] = 512,
+    rate: Annotated[float | None, typer.Option(help="Peak learning rate; default 0.16/√F.")] = None,
+    head_weight: Annotated[
+        float,
+        typer.Option(min=0, help="Weight of the error's effect on the action; needs --policy."),
+    ] = 0.0,
+    policy: Annotated[str, typer.Option(help=_POLICY_HELP)] = "",
+    normalise: Annotated[str, typer.Option(help="zscore or scale.")] = "zscore",
+    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
+    bf16: Annotated[bool, typer.Option(help="Products in bfloat16 (CUDA only).")] = False,
+    tensorboard: Annotated[
+        Path | None, typer.Option(help="Also log to this TensorBoard folder.")
+    ] = None,
+    wandb: Annotated[str, typer.Option(help="Also log to this Weights & Biases project.")] = "",
+) -> None:
+    """Train transcoders for every hook point, width and seed together; run again to go on.
+
+    Example: interlatent-live train data/lander --features 256 --k 8 --out transcoders
+    """
+    import torch
+    from rich.progress import Progress
+
+    from interlatent_live.transcoders.acting import acting_policy
+    from interlatent_live.transcoders.config import Architecture, Target
+    from interlatent_live.transcoders.dataset import ActivationDataset
+    from interlatent_live.transcoders.training.logging import progress_loggers
+    from interlatent_live.transcoders.training.recipe import Normalise, Recipe
+    from interlatent_live.transcoders.training.run import TrainRequest, train_dataset
+
+    torch.set_num_threads(1)
+    opened = ActivationDataset(dataset)
+    takes_l1 = architecture == "relu"
+    request = TrainRequest(
+        hook_points=tuple(hook_point or ()),
+        architecture=_choice(Architecture, architecture, "--architecture"),
+        n_features=tuple(features or (256,)),
+        k=None if takes_l1 else k,
+        l1=(0.01 if l1 is None else l1) if takes_l1 else l1,
+        skip=skip,
+        target=Target.INPUT if sae else Target.OUTPUT,
+        seeds=seeds,
+        widths=_numbers(widths, "--widths") if widths else None,
+    )
+    recipe = Recipe(
+        steps=steps,
+        batch=batch,
+        learning_rate=rate,
+        head_weight=head_weight,
+        normalise=_choice(Normalise, normalise, "--normalise"),
+        bf16=bf16,
+    )
+    acting = acting_policy(policy) if policy else None
+    with progress_loggers(tensorboard=tensorboard, wandb_project=wandb) as log, Progress() as bar:
+        task = bar.add_task("train", total=steps)
+
+        def show(progress: TrainProgress) -> None:
+            fvu = sorted(job.fvu for job in progress.jobs)
+            l0 = sum(job.l0 for job in progress.jobs) / len(progress.jobs)
+            dead = sum(job.dead for job in progress.jobs) / len(progress.jobs)
+            bar.update(
+                task,
+                completed=progress.step,
+                description=(
+                    f"FVU {fvu[len(fvu) // 2]:.4f}  L0 {l0:.1f}  dead {dead:.0f}  "
+                    f"{progress.rows_per_second:,.0f} rows/s"
+                ),
+            )
+            log(progress)
+
+        trained = train_dataset(
+            opened,
+            out,
+            request,
+            recipe,
+            policy=acting,
+            device=device,
+            command=_command_line(),
+            on_progress=show,
+        )
+    for one in trained:
+        summary = one.summary
+        print(
+            f"{one.path}: FVU {summary['fvu']:.5f} (affine {summary['fvu_affine']:.5f}), "
+            f"L0 {summary['l0']:.2f}, dead {summary['dead']:.0%}, {one.transcoder.identity}"
+        )
+
+
+def _default_hook_points(module: object) -> list[str]:
+    """Every hidden layer of a plain policy; other policies must name theirs."""
+    from interlatent_live.errors import UserError
+    from interlatent_live.policies.mlp import MlpPolicy
+
+    if isinstance(module, MlpPolicy):
+        return [name for name in module.spec.hook_points() if name != "head"]
+    raise UserError("name the modules to collect from with --hook-point")
+
+
+def _choice(kind: type[Choice], name: str, option: str) -> Choice:
+    from interlatent_live.errors import UserError
+
+    try:
+        return kind(name)
+    except ValueError as error:
+        raise UserError(f"{option} is {name!r}; it must be one of {', '.join(kind)}") from error
+
+
+def _numbers(text: str, option: str) -> tuple[int, ...]:
+    from interlatent_live.errors import UserError
+
+    try:
+        return tuple(int(word) for word in text.split(","))
+    except ValueError as error:
+        raise UserError(f"{option} is {text!r}; it must be numbers such as 2,4,8") from error
+
+
+def _command_line() -> str:
+    return shlex.join(["interlatent-live", *sys.argv[1:]])

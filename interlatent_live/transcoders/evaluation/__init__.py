@@ -1,0 +1,1 @@
+"""What a transcoder is worth: reconstruction, features, stability, behaviour, a reasoned gate."""

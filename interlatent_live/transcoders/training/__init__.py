@@ -1,0 +1,1 @@
+"""Training many transcoders at once: recipe, stacked parameters, data order, loop, finish."""

@@ -1,0 +1,75 @@
+"""From stacked parameters to a finished transcoder: fold the scales in, calibrate the threshold."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from interlatent_live.transcoders.config import Architecture
+from interlatent_live.transcoders.transcoder import Transcoder
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from interlatent_live.transcoders.config import TranscoderConfig
+    from interlatent_live.transcoders.training.job import HookData, Scales
+
+
+def fold(
+    config: TranscoderConfig, parameters: Mapping[str, Tensor], scales: Scales
+) -> dict[str, Tensor]:
+    """Tensors in the policy's units from one model's parameters in normalised units.
+
+    With x' = (x − x̄)/s and y' = (y − ȳ)/r: ``W_enc = diag(1/s) W'``, ``b_enc = b' − x̄ W_enc``,
+    ``W_dec = r W_dec'``, ``b_dec = ȳ + r b_dec' − x̄ W_skip``. Features are unchanged, and so are
+    thresholds.
+    """
+    own = {name: tensor.detach().to("cpu", torch.float64) for name, tensor in parameters.items()}
+    x_mean, x_scale = scales.x_mean.double(), scales.x_scale.double()
+    W_enc = own["W_enc"] / x_scale[:, None]
+    tensors = {
+        "W_enc": W_enc,
+        "b_enc": own["b_enc"].reshape(-1) - x_mean @ W_enc,
+        "W_dec": own["W_dec"] * scales.y_scale,
+        "b_dec": scales.y_mean.double() + own["b_dec"].reshape(-1) * scales.y_scale,
+    }
+    if config.skip:
+        W_skip = own["W_skip"] / x_scale[:, None] * scales.y_scale
+        tensors["W_skip"] = W_skip
+        tensors["b_dec"] = tensors["b_dec"] - x_mean @ W_skip
+    if config.architecture is Architecture.JUMPRELU:
+        tensors["threshold"] = own["log_threshold"].reshape(-1).exp()
+    return {name: tensor.float() for name, tensor in tensors.items()}
+
+
+def finish(
+    config: TranscoderConfig, parameters: Mapping[str, Tensor], data: HookData
+) -> Transcoder:
+    """One finished transcoder with its baselines.
+
+    BatchTopK and Matryoshka get the one threshold at which held-out validation rows have k features
+    on, on average: a moving average of the training cuts is a mean of order statistics and ran at
+    1.6 k on a value network.
+    """
+    tensors = fold(config, parameters, data.scales)
+    if config.thresholded and config.architecture is not Architecture.JUMPRELU:
+        x = data.validation[0]
+        pre = torch.addmm(tensors["b_enc"], x, tensors["W_enc"]).numpy()
+        threshold = calibrated_threshold(pre, config.k or 1)
+        tensors["threshold"] = torch.full((config.n_features,), threshold)
+    return Transcoder.from_tensors(config, tensors, data.baselines)
+
+
+def calibrated_threshold(pre: np.typing.NDArray[np.float32], k: int) -> float:
+    """The threshold above which pre-activations [n, F] leave at most k per row, on average."""
+    n, n_features = pre.shape
+    if k >= n_features:
+        return 0.0
+    keep = n * k
+    flat = pre.reshape(-1)
+    # The (keep + 1)-th largest: strictly above it lie ``keep`` entries.
+    cut = np.partition(flat, flat.size - keep - 1)[flat.size - keep - 1]
+    return max(float(cut), 0.0)

@@ -1,0 +1,72 @@
+"""What an error at a hook point does to the action: the head-weighted loss.
+
+An error that the rest of the policy ignores is harmless and one that tips an argmax is not, though
+both have the same norm. The loss adds λ‖J e‖² / Var(J y), where J is the action-centred Jacobian of
+the rest of the policy at y, J y stands for the tail's centred outputs, and the squash of a bounded
+continuous action multiplies each output by its derivative.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class HeadMetric(Protocol):
+    """The second term of the loss for one hook point; ``y`` and ``e`` are in the policy's units."""
+
+    def loss_and_gradient(self, y: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean over rows of ‖J e‖² / Var, and its gradient with respect to e.
+
+        Args:
+            y: float [n, d_out], what the module put out.
+            error: float [n, d_out], ŷ − y.
+
+        Returns:
+            Scalar [] and gradient [n, d_out], the latter already divided by n.
+        """
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class LinearHead:
+    """A constant J: the action-centred weights of a linear head.
+
+    ``matrix`` is [d_out, A]; outputs are ``y @ matrix``. ``variance`` is Var(J y) over the data.
+    """
+
+    matrix: Tensor
+    variance: float
+
+    def loss_and_gradient(self, y: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
+        """As the protocol says; ``y`` does not matter."""
+        del y
+        moved = error @ self.matrix
+        scale = 1.0 / (len(error) * self.variance)
+        return moved.square().sum() * scale, (2 * scale) * (moved @ self.matrix.T)
+
+
+@dataclass(frozen=True, eq=False)
+class CurvedTail:
+    """J at each row's own y, for tails with further layers or a squashed action.
+
+    ``tail`` maps y [n, d_out] to what is compared, [n, A]: centred logits, or squashed actions
+    divided by their standard deviation.
+    """
+
+    tail: Callable[[Tensor], Tensor]
+    variance: float
+
+    def loss_and_gradient(self, y: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
+        """As the protocol says, by one forward-mode and one reverse-mode product."""
+        moved = torch.func.jvp(self.tail, (y,), (error,))[1]
+        pull_back = torch.func.vjp(self.tail, y)[1]
+        scale = 1.0 / (len(error) * self.variance)
+        (gradient,) = pull_back((2 * scale) * moved)
+        return moved.square().sum() * scale, gradient
