@@ -10,7 +10,7 @@ import sys
 
 import typer
 
-from interlatent_live.cli import bench, config, demo, doctor, policies, services, watch
+from interlatent_live.cli import bench, config, demo, doctor, policies, services, transcoders, watch
 from interlatent_live.errors import UserError
 
 app = typer.Typer(
@@ -29,6 +29,8 @@ app.command()(services.encoder)
 app.command()(services.correlator)
 app.command()(services.explainer)
 app.command()(demo.demo_agent)
+app.command()(transcoders.collect)
+app.command()(transcoders.train)
 app.add_typer(policies.app)
 app.add_typer(config.app)
 app.command()(doctor.doctor)
