@@ -10,7 +10,17 @@ import sys
 
 import typer
 
-from interlatent_live.cli import bench, config, demo, doctor, policies, services, transcoders, watch
+from interlatent_live.cli import (
+    bench,
+    config,
+    demo,
+    doctor,
+    keys,
+    policies,
+    services,
+    transcoders,
+    watch,
+)
 from interlatent_live.errors import UserError
 
 app = typer.Typer(
@@ -33,6 +43,7 @@ app.command()(transcoders.collect)
 app.command()(transcoders.train)
 app.add_typer(policies.app)
 app.add_typer(config.app)
+app.add_typer(keys.app)
 app.command()(doctor.doctor)
 app.command()(bench.bench)
 

@@ -121,6 +121,7 @@ def anyone(user_id: str, manifest: Manifest) -> str | None:
 
 @dataclass(slots=True)
 class _Peer:
+    user_id: str
     credit: ReceiverCredit
     reserved: int
     heard: float
@@ -206,6 +207,7 @@ class ReceiverHub:
         self.counters.bytes += size
         known = self._peers.get(peer)
         if known is not None:
+            known.user_id = user_id
             self._hear(now, peer, known, message)
         match message:
             case StepsMessage():
@@ -303,6 +305,20 @@ class ReceiverHub:
     ) -> list[HubInstruction]:
         """Refuse the stream that a peer :class:`Asked` for, with a sentence for its operator."""
         return [self._reply_refuse(now, peer, boot_id, reason, message, retry_ms=retry_ms)]
+
+    def expel(self, now: Now, still_allowed: Callable[[str], bool]) -> list[HubInstruction]:
+        """End the connections whose key was revoked or ran out since they were made.
+
+        ``still_allowed(user_id)`` is :meth:`interlatent_live.wire.security.Authenticator.allows`;
+        call this every second or so. An expelled peer has to connect anew, and is turned away.
+        """
+        out: list[HubInstruction] = []
+        for identity, peer in tuple(self._peers.items()):
+            if not still_allowed(peer.user_id):
+                why = "the key of this connection is not valid any more"
+                out.append(self._reply_refuse(now, identity, "", "key", why))
+                out += self._drop_peer(now, identity)
+        return out
 
     def processed(self, now: Now, boot_id: str, messages: int = 1) -> list[HubInstruction]:
         """The oldest ``messages`` delivered of a stream are done with."""
@@ -435,7 +451,7 @@ class ReceiverHub:
         if not reserved:
             return None
         window = Window(self.config.window_steps, reserved)
-        peer = _Peer(ReceiverCredit(window, backlog), reserved, now.mono)
+        peer = _Peer("", ReceiverCredit(window, backlog), reserved, now.mono)
         self._peers[identity] = peer
         return peer
 
