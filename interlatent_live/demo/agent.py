@@ -25,9 +25,8 @@ from interlatent_live.agent.attach import attach
 from interlatent_live.demo.report import AgentReport
 from interlatent_live.environments.demo_targets import demo_target
 from interlatent_live.environments.disturbance import disturbed
-from interlatent_live.environments.metric_packs import OutputKind, StepMetrics, metric_pack_for
-from interlatent_live.policies.files import load_policy
-from interlatent_live.policies.spec import Output
+from interlatent_live.environments.metric_packs import StepMetrics, metric_pack_for
+from interlatent_live.transcoders.acting import acting_policy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
 
     from interlatent_live.agent.tap import Tap
     from interlatent_live.environments.demo_targets import DemoTarget
-    from interlatent_live.policies.mlp import MlpPolicy
+    from interlatent_live.transcoders.acting import ActingPolicy
 
 FLUSH_S = 10.0
 Y_EVERY = 8
@@ -66,17 +65,12 @@ def make_envs(target: DemoTarget, copies: int) -> SyncVectorEnv[Any, Any]:
     """``copies`` disturbed copies that begin the next episode within the step that ended one."""
 
     def one() -> gymnasium.Env[Any, Any]:
-        return disturbed(gymnasium.make(target.environment, max_episode_steps=target.max_episode_steps), target.disturbance)
+        return disturbed(
+            gymnasium.make(target.environment, max_episode_steps=target.max_episode_steps),
+            target.disturbance,
+        )
 
     return SyncVectorEnv([one] * copies, autoreset_mode=AutoresetMode.SAME_STEP)
-
-
-def output_kind(policy: MlpPolicy) -> OutputKind:
-    """What the numbers at a policy's head mean."""
-    kind = policy.spec.output
-    if not kind.discrete:
-        return OutputKind.CONTINUOUS
-    return OutputKind.VALUES if kind is Output.ARGMAX else OutputKind.LOGITS
 
 
 def run_agent(
@@ -106,10 +100,10 @@ def run_agent(
         UserError: for an unknown environment or policy.
     """
     target = demo_target(env_id)
-    loaded = load_policy(policy or target.policy)
-    module = loaded.module
+    acting = acting_policy(policy or target.policy, environment=env_id)
+    module = acting.module
     envs = make_envs(target, copies or target.copies)
-    measure = StepMetrics(metric_pack_for(env_id), output_kind(module))
+    measure = StepMetrics(metric_pack_for(env_id), acting.output_kind)
     stop = _stop_on_signals()
     bare = copy.deepcopy(module)
     tap = attach(
@@ -124,7 +118,14 @@ def run_agent(
         actions=measure.pack.family.actions,
         y_every=Y_EVERY,
     )
-    loop = _Loop(module, bare, envs, measure=measure, tap=tap, seed=target.live_seed if seed is None else seed)
+    loop = _Loop(
+        acting,
+        bare,
+        envs,
+        measure=measure,
+        tap=tap,
+        seed=target.live_seed if seed is None else seed,
+    )
     pacer = Pacer(hz or target.control_hz)
     began = time.monotonic()
     try:
@@ -156,15 +157,15 @@ class _Loop:
 
     def __init__(
         self,
-        module: MlpPolicy,
-        bare: MlpPolicy,
+        acting: ActingPolicy,
+        bare: torch.nn.Module,
         envs: SyncVectorEnv[Any, Any],
         *,
         measure: StepMetrics,
         tap: Tap,
         seed: int,
     ) -> None:
-        self._module = module
+        self._acting = acting
         self._bare = bare
         self._envs = envs
         self._measure = measure
@@ -181,7 +182,7 @@ class _Loop:
         """Observe, act, step, stream."""
         obs = self._obs
         outputs, forward_ns, bare_ns = self._forward(torch.from_numpy(obs.copy()))
-        actions = self._module.actions(outputs)
+        actions = self._acting.actions(outputs)
         self._obs, rewards, terminated, truncated, _ = self._envs.step(actions)
         began = time.perf_counter_ns()
         rows = self._measure.rows(obs, self._t, actions, rewards, outputs.numpy())
@@ -195,11 +196,11 @@ class _Loop:
         """Outputs, and ns of the forward with hooks and without, in alternating order."""
         with torch.no_grad():
             if len(self.tap_on_ns) % 2:
-                outputs, hooked = _timed(self._module, obs)
+                outputs, hooked = _timed(self._acting.module, obs)
                 _, bare = _timed(self._bare, obs)
             else:
                 _, bare = _timed(self._bare, obs)
-                outputs, hooked = _timed(self._module, obs)
+                outputs, hooked = _timed(self._acting.module, obs)
         return outputs, hooked, bare
 
     def _count(self, rewards: NDArray[np.float64], ended: NDArray[np.bool_]) -> None:

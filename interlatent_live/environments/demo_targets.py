@@ -38,10 +38,10 @@ class DemoTarget:
     """Live steps per second of each copy; the simulated step may be another."""
     copies: int
     """Environment copies that run live."""
-    training_rows: int
-    """Environment steps collected to train the transcoders on."""
-    calibration_rows: int
-    """Environment steps of the calibration recording that claims are proposed from."""
+    training_episodes: int
+    """Episodes collected to train the transcoders on."""
+    calibration_episodes: int
+    """Episodes of the calibration recording that claims are proposed from."""
     training_seed: int
     calibration_seed: int
     live_seed: int
@@ -63,8 +63,8 @@ DEMO_TARGETS: Mapping[str, DemoTarget] = {
             disturbance=Disturbance(start=0.8, push=0.7, push_interval_s=0.8),
             control_hz=100.0,
             copies=8,
-            training_rows=64_000,
-            calibration_rows=48_000,
+            training_episodes=160,
+            calibration_episodes=100,
             training_seed=300_000,
             calibration_seed=200_000,
             live_seed=100_000,
@@ -79,8 +79,8 @@ DEMO_TARGETS: Mapping[str, DemoTarget] = {
             disturbance=Disturbance(start=0.7, push=0.5, push_interval_s=1.0),
             control_hz=100.0,
             copies=8,
-            training_rows=64_000,
-            calibration_rows=48_000,
+            training_episodes=160,
+            calibration_episodes=100,
             training_seed=300_000,
             calibration_seed=200_000,
             live_seed=100_000,

@@ -181,8 +181,13 @@ class ExplainerCore:
     # -- work --------------------------------------------------------------------------------------
 
     def work(self) -> list[Document]:
-        """Do one unit of work, if there is any; returns what is to be published of it."""
-        for inquiry in self._inquiries.values():
+        """Do one unit of work, if there is any; returns what is to be published of it.
+
+        Inquiries take turns, so that one with endless work cannot starve another.
+        """
+        for key in [*self._inquiries]:
+            inquiry = self._inquiries.pop(key)
+            self._inquiries[key] = inquiry
             found = self._work_on(inquiry)
             if found is not None:
                 return found
