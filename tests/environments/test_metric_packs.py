@@ -171,6 +171,28 @@ def test_the_regulator_gains_solve_the_riccati_equation():
     assert pytest.approx(-(b.T @ p / 0.1)[0], rel=1e-5) == cartpole.REGULATOR_GAINS
 
 
+def test_the_lander_s_demands_are_gymnasium_s_own_heuristic():
+    pytest.importorskip("Box2D")
+    from gymnasium.envs.box2d.lunar_lander import heuristic  # noqa: PLC0415 - needs Box2D
+
+    env: Any = gymnasium.make("LunarLander-v3")
+    obs, _ = env.reset(seed=11)
+    for _ in range(150):
+        turn = column("LunarLander-v3", obs[None], "turn_demand")[0]
+        lift = column("LunarLander-v3", obs[None], "lift_demand")[0]
+        ours = 0
+        if lift > abs(turn) and lift > 0.05:
+            ours = 2
+        elif abs(turn) > 0.05:
+            ours = 1 if turn > 0 else 3
+        theirs = heuristic(env.unwrapped, obs)
+        assert ours == theirs
+        obs, _, terminated, *_ = env.step(theirs)
+        if terminated:
+            break
+    env.close()
+
+
 @given(arrays(np.float64, (7, 4), elements=st.floats(-3, 3)))
 def test_cartpole_metrics_keep_the_observation(obs):
     rows = metric_pack_for("CartPole-v1").extract_batch(obs)

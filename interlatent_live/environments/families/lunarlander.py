@@ -2,6 +2,10 @@
 
 Gymnasium scales them (``lunar_lander.py``: half viewport 10 m × 6.67 m, 50 Hz): x = 10 s₀,
 altitude = 6.67 s₁, vₓ = 5 s₂, v_y = 7.5 s₃, angular velocity = 2.5 s₅. The origin is the pad.
+
+*Turn demand* and *lift demand* are the two errors that Gymnasium's own hand-written controller
+(``heuristic`` in the same file) acts on: how far the tilt is from the one that steers to the pad,
+and how far the sink rate is from a safe one. They depend on the state alone, not on any policy.
 """
 
 from __future__ import annotations
@@ -35,6 +39,7 @@ _SCALE: Final = np.array(
 
 def _measure(obs: NDArray[np.float64]) -> NDArray[np.float64]:
     x, y, vx, vy, angle, rate, left, right = (obs * _SCALE).T
+    turn, lift = _heuristic(obs)
     return np.stack(
         [
             x,
@@ -49,9 +54,20 @@ def _measure(obs: NDArray[np.float64]) -> NDArray[np.float64]:
             np.hypot(vx, vy),
             x + vx,
             angle + rate / 2,
+            turn,
+            lift,
         ],
         axis=1,
     )
+
+
+def _heuristic(s: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """``angle_todo`` and ``hover_todo`` of Gymnasium's heuristic, [n] each."""
+    wanted_angle = np.clip(0.5 * s[:, 0] + 1.0 * s[:, 2], -0.4, 0.4)
+    turn = (wanted_angle - s[:, 4]) * 0.5 - s[:, 5]
+    lift = (0.55 * np.abs(s[:, 0]) - s[:, 1]) * 0.5 - s[:, 3] * 0.5
+    landed = (s[:, 6] > 0) | (s[:, 7] > 0)
+    return np.where(landed, 0.0, turn), np.where(landed, -0.5 * s[:, 3], lift)
 
 
 LUNARLANDER: Final = Family(
@@ -70,6 +86,8 @@ LUNARLANDER: Final = Family(
         MetricSpec("speed", "m/s", description="in any direction"),
         MetricSpec("x_position_ahead", "m", description="in 1 s at this velocity"),
         MetricSpec("tilt_ahead", "rad", description="in 0.5 s at this angular velocity"),
+        MetricSpec("turn_demand", "rad", description="turn a simple autopilot wants, left is +"),
+        MetricSpec("lift_demand", "", description="lift a simple autopilot wants, up is +"),
     ),
     measure=_measure,
     step_seconds=STEP_SECONDS,
