@@ -1,0 +1,173 @@
+import pytest
+
+from interlatent_live.errors import UserError
+from interlatent_live.explanations import ExplainerConfig
+from interlatent_live.explanations.evidence import collect_evidence
+from interlatent_live.explanations.writers import Draft
+from interlatent_live.feed.documents import (
+    ClaimsDocument,
+    NarrationDocument,
+    document_payload,
+    parse_document,
+)
+from interlatent_live.pipeline.explainer import Calibration, ExplainerCore, Pace, calibrations_from
+from interlatent_live.wire.codec import check_payload
+from tests.support.planted_stream import HOOK, LEAN, TRANSCODER, episodes, manifest
+
+SECOND = 1_000_000_000
+
+
+class Clock:
+    def __init__(self):
+        self.ns = 0
+
+    def __call__(self):
+        self.ns += 1000
+        return self.ns
+
+
+def calibration(**changes):
+    said = manifest(**changes)
+    return Calibration(said, collect_evidence(episodes(30, seed=9), said.metrics, HOOK))
+
+
+def core(clock, *, calibrated=True, words=False, draws=29):
+    return ExplainerCore(
+        ExplainerConfig(null_draws=draws),
+        calibrations=calibrations_from([calibration()] if calibrated else []),
+        pace=Pace(rescore_s=1.0, narrate_s=1.0),
+        writer="built-in (no LLM)",
+        words=words,
+        clock=clock,
+    )
+
+
+def drive(explainer, clock, batches, documents):
+    """Feed batches at their own time and work in between, as the service does."""
+    for batch in batches:
+        clock.ns = max(clock.ns, int(batch.steps.time_ns[-1]))
+        explainer.features(batch)
+        for _ in range(6):
+            documents += explainer.work()
+
+
+def finish(explainer, documents, boot_id="boot"):
+    explainer.goodbye(boot_id)
+    for _ in range(5):
+        documents += explainer.work()
+    return [one for one in documents if isinstance(one, ClaimsDocument)]
+
+
+def claim_of(document, feature):
+    address = f"{HOOK}/{feature}@{TRANSCODER}"
+    return next(one for one in document.claims if one["address"] == address)
+
+
+def test_claims_from_a_calibration_are_verified_on_live_episodes_and_narrated():
+    clock, documents = Clock(), []
+    explainer = core(clock)
+    assert explainer.prepare() >= 1
+    explainer.hello(manifest(), {HOOK: TRANSCODER})
+    drive(explainer, clock, episodes(40, seed=1, start_ns=10 * SECOND), documents)
+    claims = finish(explainer, documents)
+    last = claims[-1]
+    assert last.final
+    assert last.processed_seq == 40 * 120
+    lean = claim_of(last, LEAN)
+    assert lean["verdict"] == "verified"
+    assert lean["balanced_accuracy"] > 0.95
+    assert "lean > 0.8" in lean["predicate"]
+    assert lean["episodes_heldout"] == 40
+    assert last.counts["verified"] == 1
+    assert last.time_to_first_verified_s > 0
+    assert not claims[0].final
+    said = [one for one in documents if isinstance(one, NarrationDocument)]
+    assert said
+    addresses = {one["address"] for one in last.claims}
+    for document in said:
+        for line in document.lines:
+            assert line.references
+            for reference in line.references:
+                assert reference["address"] in addresses
+                assert f"{reference['metrics'][0]['value']:.3g}" in line.text
+
+
+def test_without_calibration_claims_come_from_the_first_episodes_and_are_scored_on_later_ones():
+    clock, documents = Clock(), []
+    explainer = core(clock, calibrated=False)
+    assert explainer.prepare() == 0
+    explainer.hello(manifest(), {HOOK: TRANSCODER})
+    drive(explainer, clock, episodes(80, seed=2, start_ns=SECOND), documents)
+    lean = claim_of(finish(explainer, documents)[-1], LEAN)
+    assert lean["verdict"] == "verified"
+    assert 20 <= lean["episodes_heldout"] <= 50
+
+
+def test_a_run_too_short_to_propose_from_ends_with_an_empty_final_document():
+    clock, documents = Clock(), []
+    explainer = core(clock, calibrated=False)
+    explainer.hello(manifest(), {HOOK: TRANSCODER})
+    drive(explainer, clock, episodes(2, start_ns=SECOND), documents)
+    (document,) = finish(explainer, documents)
+    assert document.final
+    assert document.claims == []
+
+
+def test_a_calibration_with_other_metrics_is_not_used():
+    clock, documents = Clock(), []
+    explainer = core(clock)
+    explainer.prepare()
+    said = manifest(metrics=manifest().metrics[:2])
+    explainer.hello(said, {HOOK: TRANSCODER})
+    assert finish(explainer, documents)[-1].claims == []
+
+
+def test_a_second_run_gets_claims_of_its_own():
+    clock, documents = Clock(), []
+    explainer = core(clock)
+    explainer.prepare()
+    for run in ("one", "two"):
+        said = manifest(run_id=run, boot_id=run)
+        explainer.hello(said, {HOOK: TRANSCODER})
+        batches = episodes(30, seed=4, boot_id=run, run_id=run, start_ns=clock.ns + SECOND)
+        drive(explainer, clock, batches, documents)
+        finish(explainer, documents, run)
+    finals = {one.run_id: one for one in documents if getattr(one, "final", False)}
+    assert set(finals) == {"one", "two"}
+    assert all(claim_of(one, LEAN)["verdict"] == "verified" for one in finals.values())
+
+
+def test_a_model_is_asked_once_per_feature_and_its_draft_starts_a_new_ledger():
+    clock, documents = Clock(), []
+    explainer = core(clock, words=True)
+    explainer.prepare()
+    explainer.hello(manifest(), {HOOK: TRANSCODER})
+    asked = explainer.profiles_to_write(10)
+    assert (asked[0][0], asked[0][1]) == ("run", HOOK)
+    assert {profile.address.index for _, _, profile in asked} >= {LEAN}
+    assert explainer.profiles_to_write(10) == []
+    draft = Draft("a guess", "A guess.", (), None, "model", "sha256:prompt")
+    explainer.adopt("run", HOOK, LEAN, draft)
+    drive(explainer, clock, episodes(10, start_ns=clock.ns + SECOND), documents)
+    claim = claim_of(finish(explainer, documents)[-1], LEAN)
+    assert (claim["writer"], claim["version"], claim["verdict"]) == ("model", 1, "abstained")
+
+
+def test_rows_of_an_unknown_run_are_refused():
+    (batch,) = episodes(1)
+    with pytest.raises(UserError, match="before its manifest"):
+        core(Clock(), calibrated=False).features(batch)
+
+
+def test_documents_fit_the_wire():
+    clock, documents = Clock(), []
+    explainer = core(clock)
+    explainer.prepare()
+    explainer.hello(manifest(), {HOOK: TRANSCODER})
+    drive(explainer, clock, episodes(20, start_ns=SECOND), documents)
+    finish(explainer, documents)
+    for document in documents:
+        topic = "claims" if isinstance(document, ClaimsDocument) else "narration"
+        payload = document_payload(document)
+        check_payload(payload)
+        assert parse_document(topic, payload) == document
