@@ -170,8 +170,9 @@ def test_backoff_grows_between_crashes() -> None:
 SUPERVISOR = """
 import sys, time
 from interlatent_live.engine import LocalEngine, wait_ready
+from interlatent_live.engine.interrupts import sigterm_interrupts
 from tests.engine.behaviour import DEAF, SLEEPS, program
-with LocalEngine(on_line=lambda line: None) as engine:
+with sigterm_interrupts(), LocalEngine(on_line=lambda line: None) as engine:
     engine.start(program("one", SLEEPS))
     engine.start(program("deaf", DEAF, grace_s=0.5))
     wait_ready(engine, ["one", "deaf"], 30)
@@ -210,12 +211,13 @@ def test_no_orphan_survives_a_killed_supervisor(
     until(lambda: not any(_runs(pid) for pid in pids), "the children are gone", 10)
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_ends_everything_cleanly(
-    supervisor: tuple[subprocess.Popen[str], list[int]],
+    supervisor: tuple[subprocess.Popen[str], list[int]], number: signal.Signals
 ) -> None:
     process, pids = supervisor
     began = time.monotonic()
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, _ = process.communicate(timeout=30)
     assert out.split() == ["interrupted", "closed"]
     assert process.returncode == 0
