@@ -64,9 +64,17 @@ class CurvedTail:
     variance: float
 
     def loss_and_gradient(self, y: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
-        """As the protocol says, by one forward-mode and one reverse-mode product."""
-        moved = torch.func.jvp(self.tail, (y,), (error,))[1]
-        pull_back = torch.func.vjp(self.tail, y)[1]
+        """As the protocol says.
+
+        J e comes from differentiating Jᵀv twice, since v ↦ Jᵀv is linear: the forward mode of
+        torch would do the same but compiles deprecated script at its first use.
+        """
         scale = 1.0 / (len(error) * self.variance)
-        (gradient,) = pull_back((2 * scale) * moved)
+        with torch.enable_grad():
+            y = y.detach().requires_grad_()
+            out = self.tail(y)
+            probe = torch.zeros_like(out, requires_grad=True)
+            (pulled,) = torch.autograd.grad(out, y, probe, create_graph=True)
+            (moved,) = torch.autograd.grad(pulled, probe, error, retain_graph=True)
+            (gradient,) = torch.autograd.grad(out, y, (2 * scale) * moved)
         return moved.square().sum() * scale, gradient

@@ -191,10 +191,10 @@ class Stack:
         n = features.shape[1]
         rise = self.recipe.l1_warmup * self.recipe.steps
         weight = (self.config.l1 or 0.0) * (min(1.0, (step + 1) / rise) if rise > 0 else 1.0)
-        norms = W_dec.norm(dim=2, keepdim=True)
+        norms = torch.linalg.vector_norm(W_dec, dim=2, keepdim=True)
         mass = features.sum(1).unsqueeze(2) * (weight / n)
         self._add("W_dec", models, mass * W_dec / norms.clamp_min(1e-8))
-        return d_features + (weight / n) * norms.mT
+        return d_features.add(norms.mT, alpha=weight / n)
 
     def _threshold_gradient(
         self, models: slice, pre: Tensor, features: Tensor, d_features: Tensor

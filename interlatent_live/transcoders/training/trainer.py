@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 CHECKPOINT_TENSORS = "checkpoint.safetensors"
 CHECKPOINT_JSON = "checkpoint.json"
+CHECKPOINT_SECONDS = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +110,7 @@ class Trainer:
         self,
         *,
         checkpoint: Path | None = None,
-        checkpoint_seconds: float = 20.0,
+        checkpoint_seconds: float | None = None,
         log_every: int = 50,
         on_progress: Callable[[TrainProgress], None] | None = None,
         stop_after: int | None = None,
@@ -118,7 +119,7 @@ class Trainer:
 
         Args:
             checkpoint: folder for checkpoints; when it holds one of this very run, goes on there.
-            checkpoint_seconds: time between checkpoints.
+            checkpoint_seconds: time between checkpoints; default :data:`CHECKPOINT_SECONDS`.
             log_every: steps between calls of ``on_progress``; only these read from the device.
             on_progress: told how it goes.
             stop_after: return after this step, with a checkpoint, as if killed.
@@ -129,6 +130,7 @@ class Trainer:
         """
         if checkpoint is not None and (checkpoint / CHECKPOINT_JSON).exists():
             self.load_checkpoint(checkpoint)
+        pause = CHECKPOINT_SECONDS if checkpoint_seconds is None else checkpoint_seconds
         saved_at = logged_at = time.monotonic()
         logged_step = self.step
         last = self.recipe.steps if stop_after is None else min(stop_after, self.recipe.steps)
@@ -143,7 +145,7 @@ class Trainer:
                     rows = (self.step - logged_step) * self.recipe.batch * len(self._jobs())
                     on_progress(self._progress(rows / max(now - logged_at, 1e-9)))
                     logged_at, logged_step = now, self.step
-                if checkpoint is not None and time.monotonic() - saved_at > checkpoint_seconds:
+                if checkpoint is not None and time.monotonic() - saved_at > pause:
                     self.save_checkpoint(checkpoint)
                     saved_at = time.monotonic()
         if checkpoint is not None:
