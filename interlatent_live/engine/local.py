@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import codecs
 import collections
+import functools
 import http.client
 import json
 import os
@@ -208,19 +209,33 @@ class LocalEngine:
     def _probe(self) -> None:
         """Ask ``/healthz`` of those who have one, without holding up the engine's thread."""
         due: dict[tuple[str, int], float] = {}
-        while not self._closed.wait(_PROBE_EVERY_S):
+        while True:
+            wait = min(due.values()) - time.monotonic() if due else None
             with self._changed:
+                # Woken early when there is somebody new to ask, and asleep when there is nobody.
+                self._changed.wait_for(
+                    functools.partial(self._someone_new, set(due)),
+                    None if wait is None else max(0.0, wait),
+                )
                 targets = dict(self._targets)
+            if self._closed.is_set():
+                return
             now = time.monotonic()
-            due = {key: at for key, at in due.items() if key[0] in targets}
-            for name, target in targets.items():
-                key = (name, target.attempt)
-                if now < due.get(key, 0.0):
+            current = {(name, target.attempt): target for name, target in targets.items()}
+            due = {key: due.get(key, now) for key in current}
+            for key, target in current.items():
+                if now < due[key]:
                     continue
                 if _answers(target.url, target.pid):
-                    self._requests.put(_Request(machine.Answered(name, target.attempt)))
+                    self._requests.put(_Request(machine.Answered(*key)))
                     self._wake()
-                due[key] = now + (_WATCH_EVERY_S if target.ready else _PROBE_EVERY_S)
+                pause = _WATCH_EVERY_S if target.ready else _PROBE_EVERY_S
+                due[key] = time.monotonic() + pause
+
+    def _someone_new(self, known: set[tuple[str, int]]) -> bool:
+        return self._closed.is_set() or any(
+            (name, target.attempt) not in known for name, target in self._targets.items()
+        )
 
     # ------------------------------------------------------------------------ the one thread
 
@@ -285,9 +300,10 @@ class LocalEngine:
             )
         }
         with self._changed:
+            news = bool(reports) or targets != self._targets
             self._status, self._targets = status, targets
             self._events.extend(reports)
-            if reports:
+            if news:
                 self._changed.notify_all()
         for report in reports:
             self._log.info(
