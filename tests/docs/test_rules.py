@@ -14,6 +14,7 @@ import pytest
 import typer.main
 
 from interlatent_live.cli.main import app
+from interlatent_live.config import EndpointSettings, Settings, leaves
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -162,6 +163,23 @@ def test_help_is_instant_for_want_of_heavy_imports() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_every_setting_is_honoured() -> None:
+    """A setting that nothing reads would be a promise that nobody keeps."""
+    text = "\n".join(
+        path.read_text(encoding="utf-8") for path in SOURCES if path.name != "config.py"
+    )
+    # Read through a method of the configuration, or kept by its own validation.
+    indirectly = {"security.remote_health"} | {
+        f"endpoints.{name}" for name in EndpointSettings.model_fields if "_" in name
+    }
+    unread = [
+        name
+        for name, _ in leaves(Settings())
+        if name not in indirectly and not re.search(rf"\.{name.partition('.')[2]}\b", text)
+    ]
+    assert unread == []
 
 
 def test_rooms_without_torch_keep_their_promise() -> None:
