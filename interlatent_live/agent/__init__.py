@@ -1,1 +1,1 @@
-"""What runs in the agent's process: hooks, ring, sender, tap, Gymnasium and Stable-Baselines3 wrappers."""
+"""What runs in the agent's process: hooks, ring, tap, sender, Gymnasium and SB3 wrappers."""

@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 NEVER: Final = -1
 
 REFUSALS: Final = {
-    "grad": "ran with gradients on, as forwards made for learning do (act under torch.no_grad(), or "
-    "wrap the acting call in `with tap.acting():`)",
+    "grad": "ran with gradients on, as forwards made for learning do (act under torch.no_grad(), "
+    "or wrap the acting call in `with tap.acting():`)",
     "batch": "ran on another number of rows than there are agent copies",
     "thread": "ran in another thread than the one that steps",
     "outside": "ran outside of `with tap.acting():`, which this agent uses",
@@ -45,8 +45,8 @@ class Point:
     """One hook point: its widths, its columns in the ring, and the last block it fired in.
 
     ``d_in`` and ``d_out`` are None until known. Before the ring exists the newest x and y wait in
-    ``staged_x`` [rows, d_in] and ``staged_y`` [rows, d_out]. Where y is optional, a row of NaN stands for
-    none.
+    ``staged_x`` [rows, d_in] and ``staged_y`` [rows, d_out]. Where y is optional, a row of NaN
+    stands for none.
     """
 
     __slots__ = (
@@ -110,10 +110,10 @@ class Point:
         if not self.refused:
             return (
                 "its forward never ran while the agent acted: critics, target networks and "
-                "containers that are called piecewise (such as mlp_extractor under Stable-Baselines3's "
-                "predict()) stay silent, as do modules inside a torch.compile'd or graph-captured "
-                "region; hook a layer on the way to the action (an agent that has so far only acted at random is "
-                "silent too)"
+                "containers that are called piecewise (such as mlp_extractor under predict() of "
+                "Stable-Baselines3) stay silent, as do modules inside a torch.compile'd or "
+                "graph-captured region, and an agent that has only acted at random so far; hook a "
+                "layer on the way to the action"
             )
         reason, count = self.refused.most_common(1)[0]
         why = REFUSALS[reason]
@@ -199,7 +199,7 @@ class Gate:
 
 
 def row_width(shape: tuple[int, ...], envs: int) -> int | None:
-    """Width of one agent copy's row in a tensor of ``shape``; None when it does not hold ``envs`` rows.
+    """Width of one agent copy's row in a tensor of ``shape``; None when it holds no ``envs`` rows.
 
     Rows lie along the first axis, or along the second after an axis of one (a recurrent layer's
     single time step); an unbatched vector is the row of a single copy.

@@ -62,8 +62,8 @@ def attach(
     """
     if not isinstance(policy, torch.nn.Module):
         raise UserError(
-            f"the policy is a {type(policy).__name__}, not a torch.nn.Module; for a Stable-Baselines3 "
-            "model give model.policy, for anything else stream with Tap(...).publish(...)"
+            f"the policy is a {type(policy).__name__}, not a torch.nn.Module; for a model of "
+            "Stable-Baselines3 give model.policy, for anything else use Tap(...).publish(...)"
         )
     modules = resolve(policy, hook_points)
     if metrics is None and env is not None:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 def batch_of(taken: Taken, points: Mapping[str, Point]) -> StepBatch:
     """The columns of a step batch.
 
-    Hook points that had not fired yet when its first row was made are left out: their rows would hold
-    nothing. Where y is optional, the rows without one are not among the sampled ones.
+    Hook points that had not fired yet when its first row was made are left out: their rows would
+    hold nothing. Where y is optional, the rows without one are not among the sampled ones.
     """
     facts = taken.facts
     steps = Steps(

@@ -22,16 +22,16 @@ STAGES: Final = 8
 
 
 class CudaLane:
-    """The way of one tap from a device to the host; used by the policy's thread but for :meth:`ready`.
+    """One tap's way from a device to the host; only :meth:`ready` is for the sender thread.
 
     ``nbytes`` counts the device memory of the staging slots.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._side = torch.cuda.Stream(device)
-        self._staged = [torch.cuda.Event() for _ in range(STAGES)]
-        self._landed = [torch.cuda.Event() for _ in range(STAGES)]
+        self._side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call] # torch's
+        self._staged = [torch.cuda.Event() for _ in range(STAGES)]  # type: ignore[no-untyped-call] # torch's
+        self._landed = [torch.cuda.Event() for _ in range(STAGES)]  # type: ignore[no-untyped-call] # torch's
         self._used = [False] * STAGES
         self._slots: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
         self._columns: dict[int, torch.Tensor] = {}
@@ -107,4 +107,6 @@ class CudaLane:
         makes the answer later, never wrong.
         """
         k = block % STAGES
-        return not self._used[k] or self._landed[k].query()
+        return not self._used[k] or bool(
+            self._landed[k].query()  # type: ignore[no-untyped-call] # torch's
+        )

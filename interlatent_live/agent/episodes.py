@@ -1,7 +1,8 @@
-"""Where each agent copy stands: which episode, which step of it, and whether a call is a step at all.
+"""Where each agent copy stands: which episode, which step, and whether a call is a step at all.
 
-Gymnasium's vector environments begin episodes in three ways. In next-step autoreset the call after an
-episode's end is spent on the reset: its action is ignored, its reward is 0, and it is not a step.
+Gymnasium's vector environments begin episodes in three ways. In next-step autoreset the call after
+an episode's end is spent on the reset: its action is ignored, its reward is 0, and it is not a
+step.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ TRUNCATED: Final = int(StepFlag.TRUNCATED)
 class Advance:
     """Where n copies stood at a step, each [n].
 
-    ``valid`` says which of them were steps, ``done`` which of these ended an episode; ``flags`` holds
-    :class:`StepFlag`, ``episode`` and ``t`` the position of the step.
+    ``valid`` says which of them were steps, ``done`` which of these ended an episode; ``flags``
+    holds :class:`StepFlag`, ``episode`` and ``t`` the position of the step.
     """
 
     valid: NDArray[np.bool_]
@@ -37,7 +38,7 @@ class Advance:
 
 
 class EpisodeClock:
-    """Counts episodes and steps of n copies; ``not_steps`` counts the reset calls that were left out."""
+    """Counts episodes and steps of n copies; ``not_steps`` counts the reset calls left out."""
 
     def __init__(self, n: int, autoreset: Autoreset | None) -> None:
         self.n = n

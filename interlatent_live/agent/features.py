@@ -1,7 +1,7 @@
 """``encode_at="agent"``: features are computed beside the policy, and only they travel.
 
-For thin links: at F = 4 d and k = 8 a step's features are a few dozen bytes where its activations were
-kilobytes. The work is done in the sender thread, never in the policy's.
+For thin links: at F = 4 d and k = 8 a step's features are a few dozen bytes where its activations
+were kilobytes. The work is done in the sender thread, never in the policy's.
 """
 
 from __future__ import annotations
@@ -52,8 +52,9 @@ class AgentEncoder:
             config = loaded.transcoder.config
             if widths.get(name) != (config.d_in, config.d_out):
                 raise MismatchError(
-                    f"transcoder {identity} maps {config.d_in} to {config.d_out} numbers, but hook point "
-                    f"{name!r} has the widths {widths.get(name)}; use the transcoder of this hook point"
+                    f"transcoder {identity} maps {config.d_in} to {config.d_out} numbers, but hook "
+                    f"point {name!r} has the widths {widths.get(name)}; use the transcoder of this "
+                    "hook point"
                 )
             self._transcoders[name] = loaded.transcoder
         self._run_id, self._boot_id = manifest.run_id, manifest.boot_id
@@ -81,10 +82,10 @@ class AgentEncoder:
 
 def _without(codes: SparseCodes, silent: NDArray[np.bool_]) -> SparseCodes:
     """The codes with some rows emptied."""
-    counts = np.diff(codes.indptr.astype(np.int64))
+    counts = np.diff(codes.indptr).astype(np.intp)
     keep = np.repeat(~silent, counts)
     indptr = np.zeros_like(codes.indptr)
-    np.cumsum(np.where(silent, 0, counts), out=indptr[1:], casting="unsafe")
+    indptr[1:] = np.cumsum(np.where(silent, 0, counts))
     error, error_affine = codes.error.copy(), codes.error_affine.copy()
     error[silent] = error_affine[silent] = np.nan
     return SparseCodes(

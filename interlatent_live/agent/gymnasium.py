@@ -1,9 +1,9 @@
 """Gymnasium wrappers: every step of an environment becomes an aligned row of named metrics.
 
-The wrapper sits around the environment that the agent steps, so nothing in the agent's loop changes:
-``env = tap.wrap(env)``. An observation is read once, when it is returned, before the agent or the
-environment can alter it; the row is complete as soon as ``step`` returns, before any forward on the
-next observation can be mistaken for this step's.
+The wrapper sits around the environment that the agent steps, so nothing in the agent's loop
+changes: ``env = tap.wrap(env)``. An observation is read once, when it is returned, before the agent
+or the environment can alter it; the row is complete as soon as ``step`` returns, before any forward
+on the next observation can be mistaken for this step's.
 """
 
 from __future__ import annotations
@@ -73,25 +73,33 @@ class TappedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         """As the environment's; streams the step."""
         obs, reward, terminated, truncated, info = self.env.step(action)
         try:
-            self._publish(obs, action, reward, terminated, truncated, info)
+            later = self.tap.metrics.observe(obs, info, self.env)
+            self._publish(later, action, reward, (terminated, truncated))
         except Exception as error:  # noqa: BLE001  as in reset
             self.tap.gate.fault(error)
         return obs, reward, terminated, truncated, info
 
     def _publish(
-        self, obs: Any, action: Any, reward: Any, terminated: bool, truncated: bool, info: Any
+        self, later: NDArray[np.float64], action: Any, reward: Any, ends: tuple[bool, bool]
     ) -> None:
         tap = self.tap
         metrics = tap.metrics
         row = self._row
-        later = metrics.observe(obs, info, self.env) if metrics.width else _NOTHING
         now = self._now
         if now is None:
             now = np.full(metrics.width, np.nan)
-        t = tap.steps_in_episode
-        metrics.fill(row, now, later, action, reward, terminated, truncated, t)
+        metrics.fill(
+            row,
+            now,
+            later,
+            action=action,
+            reward=reward,
+            terminated=ends[0],
+            truncated=ends[1],
+            t=tap.steps_in_episode,
+        )
         metrics.fill_named(row, self.extra)
-        tap.complete(row, terminated, truncated, self.controller)
+        tap.complete(row, *ends, self.controller)
         metrics.fill_named(row, dict.fromkeys(self.extra, np.nan))
         self.extra = {}
         self._now = later
@@ -100,8 +108,8 @@ class TappedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
 class TappedVectorEnv(VectorWrapper):
     """n environments whose steps are streamed, in any of Gymnasium's three ways of autoreset.
 
-    ``controller`` is one :class:`Controller` for all, or [n]; ``extra`` holds declared metrics [n] by
-    name, for the next step only.
+    ``controller`` is one :class:`Controller` for all, or [n]; ``extra`` holds declared metrics [n]
+    by name, for the next step only.
     """
 
     def __init__(self, env: VectorEnv[Any, Any, Any], tap: Tap) -> None:
@@ -116,7 +124,7 @@ class TappedVectorEnv(VectorWrapper):
         self._rows = np.full((env.num_envs, len(tap.metrics)), np.nan)
 
     def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
-        """As the environment's; with a ``reset_mask`` only the masked copies begin a new episode."""
+        """As the environment's; with a ``reset_mask`` only those copies begin a new episode."""
         # Gymnasium takes the mask out of the caller's dict, so it is read before.
         mask = (options or {}).get("reset_mask")
         obs, infos = self.env.reset(seed=seed, options=options)
@@ -133,31 +141,39 @@ class TappedVectorEnv(VectorWrapper):
         """As the environment's; streams the steps."""
         obs, rewards, terminated, truncated, infos = self.env.step(actions)
         try:
-            self._publish(obs, actions, rewards, terminated, truncated, infos)
+            upcoming = self.tap.metrics.observe_many(obs, infos, self._envs, range(self.num_envs))
+            self._publish(upcoming, actions, rewards, (terminated, truncated), infos)
         except Exception as error:  # noqa: BLE001  as in reset
             self.tap.gate.fault(error)
         return obs, rewards, terminated, truncated, infos
 
     def _publish(
         self,
-        obs: Any,
+        upcoming: NDArray[np.float64],
         actions: Any,
         rewards: Any,
-        terminated: NDArray[np.bool_],
-        truncated: NDArray[np.bool_],
+        ends: tuple[NDArray[np.bool_], NDArray[np.bool_]],
         infos: Mapping[str, Any],
     ) -> None:
         tap, metrics, rows = self.tap, self.tap.metrics, self._rows
-        upcoming = metrics.observe_many(obs, infos, self._envs, range(self.num_envs))
         later = upcoming
-        if metrics.needs_next and self._same_step and (terminated | truncated).any():
+        ended = ends[0] | ends[1]
+        if metrics.needs_next and self._same_step and ended.any():
             # The observation is of the next episode already; what came of the step is in final_*.
-            later = self._with_finals(upcoming, infos, np.flatnonzero(terminated | truncated))
-        t = tap.steps_in_episode
-        metrics.fill(rows, self._now, later, actions, rewards, terminated, truncated, t)
+            later = self._with_finals(upcoming, infos, np.flatnonzero(ended))
+        metrics.fill(
+            rows,
+            self._now,
+            later,
+            action=actions,
+            reward=rewards,
+            terminated=ends[0],
+            truncated=ends[1],
+            t=tap.steps_in_episode,
+        )
         extra, self.extra = self.extra, {}
         metrics.fill_named(rows, extra)
-        tap.complete(rows, terminated, truncated, self.controller)
+        tap.complete(rows, *ends, self.controller)
         metrics.fill_named(rows, dict.fromkeys(extra, np.nan))
         self._now = upcoming
 
@@ -175,7 +191,5 @@ class TappedVectorEnv(VectorWrapper):
                 later[i] = self.tap.metrics.observe_info(info)
         return later
 
-
-_NOTHING = np.zeros(0)
 
 __all__ = ["MetricSet", "TappedEnv", "TappedVectorEnv", "wrap"]

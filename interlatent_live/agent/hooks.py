@@ -3,13 +3,14 @@
 The usual tensor (contiguous float32 in host memory, as many rows as agent copies) is moved by one
 ``memmove`` straight into the slot under construction; everything else takes a slower path. CUDA
 policies go through :mod:`interlatent_live.agent.cuda`. Nothing here may change what the policy
-computes: hooks return None, allocate nothing on the policy's generator, and turn into nothing while a
-compiler traces them.
+computes: hooks return None, allocate nothing on the policy's generator, and turn into nothing while
+a compiler traces them.
 """
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Mapping
 from difflib import get_close_matches
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final
@@ -21,7 +22,7 @@ from interlatent_live.agent.acting import Gate, Point, row_width
 from interlatent_live.errors import UserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from torch.utils.hooks import RemovableHandle
 
@@ -30,16 +31,17 @@ if TYPE_CHECKING:
 HIDDEN: Final = ":hidden"
 """Suffix of a hook point that streams a recurrent layer's hidden state instead of its output."""
 
-# ctypes.memmove gives the interpreter lock away around the call, which would invite the sender thread
-# in exactly while the policy runs; the same function under PYFUNCTYPE keeps it.
+# ctypes.memmove gives the interpreter lock away around the call, which would invite the sender
+# thread in exactly while the policy runs; the same function under PYFUNCTYPE keeps it.
 _memmove = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)(
     ctypes.cast(ctypes.memmove, ctypes.c_void_p).value or 0
 )
 
 _ELEMENTWISE: Final = (
     nn.ReLU, nn.Tanh, nn.ELU, nn.SiLU, nn.GELU, nn.Sigmoid, nn.LeakyReLU, nn.Softplus, nn.Mish,
-    nn.Hardtanh, nn.ReLU6, nn.SELU, nn.CELU, nn.Hardswish, nn.Hardsigmoid, nn.Softsign, nn.LogSigmoid,
-    nn.Identity, nn.Dropout, nn.Softmax, nn.LogSoftmax, nn.LayerNorm, nn.RMSNorm, nn.BatchNorm1d,
+    nn.Hardtanh, nn.ReLU6, nn.SELU, nn.CELU, nn.Hardswish, nn.Hardsigmoid, nn.Softsign,
+    nn.LogSigmoid, nn.Identity, nn.Dropout, nn.Softmax, nn.LogSoftmax, nn.LayerNorm,
+    nn.RMSNorm, nn.BatchNorm1d,
 )  # fmt: skip
 """Modules that keep the width of their input."""
 
@@ -51,8 +53,8 @@ def resolve(
 
     Args:
         policy: where dotted names are looked up.
-        hook_points: dotted names (``"lstm:hidden"`` for a hidden state), or modules by the name they
-            shall be streamed under.
+        hook_points: dotted names (``"lstm:hidden"`` for a hidden state), or modules by the name
+            they shall be streamed under.
 
     Raises:
         UserError: when a name does not exist (the closest names are listed), or when its module
@@ -71,7 +73,7 @@ def resolve(
     del modules[""]
     named: dict[str, nn.Module] = {}
     for name in hook_points:
-        if not isinstance(hook_points, (list, tuple)) and hasattr(hook_points, "items"):
+        if isinstance(hook_points, Mapping):
             module = hook_points[name]
         else:
             path = name.removesuffix(HIDDEN)
@@ -107,8 +109,9 @@ def _refuse_compiled(
     for where, module in enclosing:
         if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
             raise UserError(
-                f"hook point {name!r} lies inside {where}, which is compiled by torch.compile; a hook "
-                "there would be skipped or would split the compiled graph and change the policy's "
+                f"hook point {name!r} lies inside {where}, which is compiled by torch.compile; a "
+                "hook there would be skipped or would split the compiled graph and change the "
+                "policy's "
                 "numbers; compile smaller parts and hook these, or act with the uncompiled policy"
             )
 
@@ -121,8 +124,8 @@ def _refuse_unreadable(name: str, module: nn.Module) -> None:
         )
     if getattr(module, "inplace", False):
         raise UserError(
-            f"hook point {name!r} works in place and overwrites its input before a hook can read it; "
-            "hook the module before it"
+            f"hook point {name!r} works in place and overwrites its input before a hook can read "
+            "it; hook the module before it"
         )
 
 
@@ -152,34 +155,47 @@ def known_widths(policy: nn.Module, name: str, module: nn.Module) -> tuple[int |
 
 
 def _first_width(module: nn.Module) -> int | None:
-    return _edge_width(module, "in_features", "input_size", first=True)
+    """Width of what goes in, None when the architecture does not tell."""
+    match module:
+        case nn.Linear():
+            return module.in_features
+        case nn.RNNBase() | nn.RNNCellBase():
+            return int(module.input_size)
+    return _kept_width(module) or _width_through(module, _first_width, reverse=False)
 
 
 def _last_width(module: nn.Module) -> int | None:
-    return _edge_width(module, "out_features", "hidden_size", first=False)
+    """Width of what comes out."""
+    match module:
+        case nn.Linear():
+            return module.out_features
+        case nn.RNNBase():
+            return int(module.proj_size or module.hidden_size) * (1 + int(module.bidirectional))
+        case nn.RNNCellBase():
+            return int(module.hidden_size)
+    return _kept_width(module) or _width_through(module, _last_width, reverse=True)
 
 
-def _edge_width(module: nn.Module, linear: str, recurrent: str, *, first: bool) -> int | None:
-    if isinstance(module, nn.Linear):
-        return int(getattr(module, linear))
-    if isinstance(module, nn.RNNBase):
-        if first:
-            return int(module.input_size)
-        width = int(module.proj_size or module.hidden_size)
-        return width * (2 if module.bidirectional else 1)
-    if isinstance(module, nn.RNNCellBase):
-        return int(getattr(module, recurrent))
-    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and len(module.normalized_shape) == 1:
-        return int(module.normalized_shape[0])
-    if isinstance(module, nn.BatchNorm1d):
-        return int(module.num_features)
-    if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
-        children = list(module)
-        for child in children if first else reversed(children):
-            if (width := _edge_width(child, linear, recurrent, first=first)) is not None:
-                return width
-            if not isinstance(child, _ELEMENTWISE):
-                break
+def _kept_width(module: nn.Module) -> int | None:
+    """Width of a normalisation, which is the same on both sides."""
+    match module:
+        case nn.LayerNorm() | nn.RMSNorm():
+            return int(module.normalized_shape[0]) if len(module.normalized_shape) == 1 else None
+        case nn.BatchNorm1d():
+            return int(module.num_features)
+    return None
+
+
+def _width_through(
+    module: nn.Module, width_of: Callable[[nn.Module], int | None], *, reverse: bool
+) -> int | None:
+    """Width at an end of a plain Sequential: of its outermost child that tells."""
+    if not isinstance(module, nn.Sequential) or type(module).forward is not nn.Sequential.forward:
+        return None
+    children = list(module)
+    for child in reversed(children) if reverse else children:
+        if (width := width_of(child)) is not None or not isinstance(child, _ELEMENTWISE):
+            return width
     return None
 
 
@@ -205,7 +221,7 @@ class HookSet:
         self._handles.clear()
 
 
-def _make_hook(
+def _make_hook(  # noqa: C901  one flat function: here a call costs more than a branch
     point: Point, gate: Gate, lane: CudaLane | None, *, hidden: bool
 ) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]:
     # A closure over locals: attribute look-ups on self would cost a microsecond per hook in all.
@@ -226,6 +242,7 @@ def _make_hook(
             x = args[0] if args else next(iter(kwargs.values()), None)
             if (
                 x.__class__ is tensor
+                and y is not None
                 and x.numel() == point.x_numel
                 and x.dtype is float32
                 and x.is_cpu
@@ -268,7 +285,7 @@ def _make_hook(
 
 
 def _output_of(output: Any, *, hidden: bool) -> torch.Tensor | None:
-    """The tensor that is y: the output, a tuple's first element, or the last layer's hidden state."""
+    """The tensor that is y: the output, a tuple's first element, or the last hidden state."""
     if hidden and isinstance(output, tuple) and len(output) > 1:
         state = output[1]
         state = state[0] if isinstance(state, tuple) else state
@@ -280,14 +297,8 @@ def _output_of(output: Any, *, hidden: bool) -> torch.Tensor | None:
 
 def _store_slowly(point: Point, gate: Gate, lane: CudaLane | None, x: Any, y: Any) -> None:
     """Any layout, dtype and device; also the first forwards, before the ring exists."""
-    if not isinstance(x, torch.Tensor):
-        point.refuse("input")
-        return
-    if not isinstance(y, torch.Tensor):
-        point.refuse("output")
-        return
-    if x.is_complex() or y.is_complex() or x.is_quantized or y.is_quantized:
-        point.refuse("dtype")
+    if reason := _unreadable(x, y):
+        point.refuse(reason)
         return
     d_in, d_out = row_width(tuple(x.shape), gate.envs), row_width(tuple(y.shape), gate.envs)
     if d_in is None or d_out is None:
@@ -298,15 +309,23 @@ def _store_slowly(point: Point, gate: Gate, lane: CudaLane | None, x: Any, y: An
         return
     point.d_in, point.d_out = d_in, d_out
     wants_y = gate.wants_y
-    if x.is_cuda:
-        if torch.cuda.is_current_stream_capturing():
-            point.refuse("capture")
-            return
-        if lane is not None and point.x is not None:
-            lane.stage(point, gate, x, y if wants_y else None)
-            return
+    if x.is_cuda and lane is not None and point.x is not None:
+        lane.stage(point, gate, x, y if wants_y else None)
+        return
     rows = _host(x).reshape(gate.envs, d_in)
     gate.store(point, rows, _host(y).reshape(gate.envs, d_out) if wants_y else None)
+
+
+def _unreadable(x: Any, y: Any) -> str | None:
+    if not isinstance(x, torch.Tensor):
+        return "input"
+    if not isinstance(y, torch.Tensor):
+        return "output"
+    if x.is_complex() or y.is_complex() or x.is_quantized or y.is_quantized:
+        return "dtype"
+    if x.is_cuda and torch.cuda.is_current_stream_capturing():
+        return "capture"
+    return None
 
 
 def _host(value: torch.Tensor) -> Any:

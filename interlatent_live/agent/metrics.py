@@ -1,10 +1,10 @@
 """From observations, actions and infos to one row of named metrics, each at its right time.
 
-A row of step t holds what was true *before* the action (state, clock and internal metrics, read from
-obs_t) and what came *of* it (action and outcome metrics, read after the step). Getting this wrong by
-one step is the classic mistake, so it is done in one place, by role: everything that can be known
-from an observation is read once per observation (a *snapshot*), and a row takes its state columns
-from snapshot t and its outcome columns from snapshot t + 1.
+A row of step t holds what was true *before* the action (state, clock and internal metrics, read
+from obs_t) and what came *of* it (action and outcome metrics, read after the step). Getting this
+wrong by one step is the classic mistake, so it is done in one place, by role: everything that can
+be known from an observation is read once per observation (a *snapshot*), and a row takes its state
+columns from snapshot t and its outcome columns from snapshot t + 1.
 
 No Gymnasium import: spaces are looked at by their attributes, so any look-alike will do.
 """
@@ -34,9 +34,9 @@ _LATER: Final = (Role.ACTION, Role.OUTCOME)
 class MetricPack(Protocol):
     """Named metrics of one kind of environment.
 
-    ``extract`` returns one number per spec, in their order, NaN where undefined. It is called on each
-    observation; of its columns, those with the role action or outcome describe the step that led to
-    the observation, all others the observation itself.
+    ``extract`` returns one number per spec, in their order, NaN where undefined. It is called on
+    each observation; of its columns, those with the role action or outcome describe the step that
+    led to the observation, all others the observation itself.
     """
 
     @property
@@ -50,7 +50,7 @@ class MetricPack(Protocol):
 
 
 def observation_specs(space: Any, names: Sequence[str] | None = None) -> tuple[MetricSpec, ...]:
-    """Specs for the parts of an observation, flattened in C order: ``obs_0``, ``obs_1``, …
+    """Specs for the parts of an observation, flattened in C order: ``obs_0``, ``obs_1`` and on.
 
     Args:
         space: a Box, Discrete, MultiDiscrete, MultiBinary or a Dict of them (by attributes).
@@ -70,7 +70,7 @@ def observation_specs(space: Any, names: Sequence[str] | None = None) -> tuple[M
 
 
 def action_specs(space: Any, names: Sequence[str] | None = None) -> tuple[MetricSpec, ...]:
-    """Specs for an action: ``action`` (the index) or ``action_0``, ``action_1``, …"""
+    """Specs for an action: ``action`` (the index) or ``action_0`` and on."""
     parts = _box_specs("action", space)
     if names is not None and len(names) == len(parts) and not hasattr(space, "n"):
         parts = [replace(part, name=name) for part, name in zip(parts, names, strict=True)]
@@ -115,8 +115,8 @@ class MetricSet:
     """The metric columns of a tap and the ways to fill them.
 
     Order: the pack's, observation parts, info keys, other declared metrics, ``time_in_episode``,
-    action, ``reward``, ``terminated``, ``truncated``. A name that occurs twice keeps its first place,
-    so a pack may define any of the built-in ones itself.
+    action, ``reward``, ``terminated``, ``truncated``. A name that occurs twice keeps its first
+    place, so a pack may define any of the built-in ones itself.
 
     Args:
         pack: metrics of an environment.
@@ -339,6 +339,7 @@ class MetricSet:
         row: NDArray[np.float64],
         now: NDArray[np.float64],
         later: NDArray[np.float64] | None,
+        *,
         action: Any,
         reward: Any,
         terminated: Any,
@@ -393,7 +394,7 @@ class MetricSet:
 
 
 def _pairs(pairs: Sequence[tuple[int, int]]) -> tuple[Any, Any]:
-    """Where to and where from, as slices when both are runs: basic indexing is several times faster."""
+    """Where to and where from, as slices when both are runs: several times faster to index."""
     to = [pair[0] for pair in pairs]
     source = [pair[1] for pair in pairs]
     if (

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from interlatent_live.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from interlatent_live.transcoders.native import LoadedTranscoder
 
@@ -40,7 +40,7 @@ class OnFull(StrEnum):
     SPOOL = "spool"
     """They go through a bounded buffer on disk and are replayed in order."""
     BLOCK = "block"
-    """The step call waits. For offline collection only, never for an agent that must act in time."""
+    """The step call waits. For offline collection, never for an agent that must act in time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +55,8 @@ class TapOptions:
         control_hz: nominal steps per second, where there is one.
         actions: names of discrete actions.
         dtype: ``"float32"``, ``"float16"`` or ``"bfloat16"``: how activations travel.
-        y_every: every how many steps the outputs y are sent (for the reconstruction error); 0 never.
+        y_every: every how many steps the outputs y are sent, for the reconstruction error; 0 is
+            never.
         step_every: every how many steps anything is sent; ends of episodes always are.
         envs: which agent copies to stream; None for all.
         shapes: widths (d_in, d_out) of hook points that the architecture does not tell.
@@ -66,7 +67,8 @@ class TapOptions:
         spool: folder of the disk buffer under ``on_full="spool"``.
         spool_bytes: limit of the disk buffer.
         block_timeout_s: longest wait of one step under ``on_full="block"``.
-        encode_at: ``"encoder"`` sends activations; ``"agent"`` encodes them here and sends features.
+        encode_at: ``"encoder"`` sends activations; ``"agent"`` encodes them here and sends
+            features.
         transcoders: what encodes each hook point under ``encode_at="agent"``.
         silent_after: after how many steps a hook point that never fired is reported.
         strict: raise errors of the tap instead of counting them (for tests).

@@ -1,14 +1,14 @@
 """From the ring onto the link: which rows go now, which wait, which are declared lost and why.
 
-Two ways out. :class:`LossyOutlet` sends what is fresh and lets the ring overwrite the rest: rows older
-than the age limit are declared when their turn comes. :class:`LosslessOutlet` puts every row into a
-store first and sends from there until the receiver is done with it. Neither knows a socket.
+Two ways out. :class:`LossyOutlet` sends what is fresh and lets the ring overwrite the rest: rows
+older than the age limit are declared when their turn comes. :class:`LosslessOutlet` puts every row
+into a store first and sends from there until the receiver is done with it. Neither knows a socket.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
 from interlatent_live.agent.batches import batch_of
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from interlatent_live.agent.acting import Point
     from interlatent_live.agent.features import AgentEncoder
-    from interlatent_live.agent.retention import Store
+    from interlatent_live.agent.retention import Entry, Store
     from interlatent_live.agent.ring import Lost, Ring
     from interlatent_live.stream import StepBatch
     from interlatent_live.wire.clock import Now
@@ -131,6 +131,7 @@ class LossyOutlet:
         link: SenderLink,
         packer: Packer,
         send: Callable[[Sequence[bytes]], bool],
+        *,
         max_age_s: float,
     ) -> None:
         self.boot_id = packer.boot_id
@@ -209,9 +210,7 @@ class LossyOutlet:
             batch = self._held.popleft()
             self._packed = None
             reason = why or DropReason.NO_CREDIT
-            self._link.declare(
-                self.boot_id, batch.steps.first_seq, len(batch.steps), reason
-            )
+            self._link.declare(self.boot_id, batch.steps.first_seq, len(batch.steps), reason)
         if self._held:
             return
         oldest = self._ring.oldest_time_ns()
@@ -251,6 +250,7 @@ class LosslessOutlet:
         link: SenderLink,
         packer: Packer,
         send: Callable[[Sequence[bytes]], bool],
+        *,
         store: Store,
     ) -> None:
         self.boot_id = packer.boot_id
@@ -274,8 +274,10 @@ class LosslessOutlet:
 
     def idle(self) -> bool:
         """Whether ring and store are empty."""
-        return self._ring_is_empty() and self._link.counts(self.boot_id).in_flight == 0 and (
-            self.store.at(self._link.next_seq(self.boot_id)) is None
+        return (
+            self._ring_is_empty()
+            and self._link.counts(self.boot_id).in_flight == 0
+            and (self.store.at(self._link.next_seq(self.boot_id)) is None)
         )
 
     def _ring_is_empty(self) -> bool:
@@ -314,31 +316,34 @@ class LosslessOutlet:
             return True
         if link.blocked(self.boot_id, 1, 0) is not None:
             return False
-        stored = self.store.read(entry)
-        if stored is None:
-            return True
         drops = link.pending_drops(self.boot_id)
         rows = min(entry.end - seq, self._max_rows)
-        if seq == entry.first and rows == entry.end - entry.first and not drops:
-            frames = stored
-        else:
-            try:
-                message = decode(stored)
-            except WireError:
-                # Intact by its checksum and yet no message of ours: written by another version.
-                entry.reason = DropReason.SPOOL_BROKEN
-                return True
-            if not isinstance(message, StepsMessage | FeaturesMessage):
-                entry.reason = DropReason.SPOOL_BROKEN
-                return True
-            if (seq, rows) != (entry.first, entry.end - entry.first):
-                message = slice_message(message, seq - entry.first, rows)
-            frames = self._packer.repack(replace(message, drops=()), drops, now.wall_ns)
+        frames = self._frames(entry, seq, rows, drops, now.wall_ns)
+        if frames is None:
+            return True  # broken: the entry now has the reason, and is declared next
         size = sum(map(len, frames))
         if link.blocked(self.boot_id, rows, size) is not None or not self._send(frames):
             return False
         link.sent(now, self.boot_id, first_seq=seq, rows=rows, size=size, drops=drops)
         return True
+
+    def _frames(
+        self, entry: Entry, seq: int, rows: int, drops: Sequence[Drop], sent_ns: int
+    ) -> list[bytes] | None:
+        """Stored rows as frames: as they lie there, or cut and with declarations."""
+        stored = self.store.read(entry)
+        if stored is None or ((seq, rows) == (entry.first, entry.end - entry.first) and not drops):
+            return stored
+        try:
+            message = decode(stored)
+        except WireError:
+            message = None
+        if not isinstance(message, StepsMessage | FeaturesMessage):
+            # Intact by its checksum and yet no rows of ours: written by another version.
+            entry.reason = DropReason.SPOOL_BROKEN
+            return None
+        part = slice_message(message, seq - entry.first, rows)
+        return self._packer.repack(part, drops, sent_ns)
 
     def shut(self) -> None:
         """What is stored stays there; what never got that far is noted as lost."""

@@ -1,8 +1,8 @@
 """Rows that may not be given up: kept, in order, until the receiver is done with them.
 
-Two stores share one port: :class:`MemoryStore` here, for offline collection where the step waits, and
-:class:`~interlatent_live.agent.spool.Spool` on disk. A store also remembers what was *not* kept, since
-a loss must be declared when its turn comes, not before.
+Two stores share one port: :class:`MemoryStore` here, for offline collection where the step waits,
+and :class:`~interlatent_live.agent.spool.Spool` on disk. A store also remembers what was *not*
+kept, since a loss must be declared when its turn comes, not before.
 """
 
 from __future__ import annotations

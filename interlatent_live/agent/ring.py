@@ -2,13 +2,13 @@
 
 The writer must cost microseconds and must never wait, so it owns the whole ring: it fills the block
 under construction, advances ``head`` and thereby overwrites the oldest block, whether or not anyone
-read it. The reader copies blocks out first and looks at ``head`` afterwards: what the writer may have
-touched during the copy is thrown away and counted, so a torn row never leaves the ring. Everything is
-allocated at construction; the number of bytes is known before.
+read it. The reader copies blocks out first and looks at ``head`` afterwards: what the writer may
+have touched during the copy is thrown away and counted, so a torn row never leaves the ring.
+Everything is allocated at construction; the number of bytes is known before.
 
-A *block* is one step of all streamed agent copies; a *row* is one step of one copy. Rows that are not
-environment steps (the reset call of next-step autoreset) are marked invalid and leave no sequence
-number, so sequence numbers have no holes but losses.
+A *block* is one step of all streamed agent copies; a *row* is one step of one copy. Rows that are
+not environment steps (the reset call of next-step autoreset) are marked invalid and leave no
+sequence number, so sequence numbers have no holes but losses.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ _SPAN: Final = struct.Struct("<qq")
 class RingLayout:
     """Shapes of a ring; ``capacity`` counts blocks and is a multiple of ``y_every``.
 
-    ``envs`` lists the streamed agent copies: a block has ``len(envs)`` rows. ``y`` is kept for every
-    ``y_every``-th block, for none where it is 0.
+    ``envs`` lists the streamed agent copies: a block has ``len(envs)`` rows. ``y`` is kept for
+    every ``y_every``-th block, for none where it is 0.
     """
 
     envs: tuple[int, ...]
@@ -122,8 +122,8 @@ class Lost:
 class Taken:
     """n rows copied out of the ring, safe from the writer.
 
-    ``x[name]`` is [n, d_in] float32, ``y[name]`` is [m, d_out] float32 with ``y_rows`` [m] ascending;
-    ``facts`` is [n] of :data:`FACTS`, ``metrics`` [n, M] float64.
+    ``x[name]`` is [n, d_in] float32, ``y[name]`` is [m, d_out] float32 with ``y_rows`` [m]
+    ascending; ``facts`` is [n] of :data:`FACTS`, ``metrics`` [n, M] float64.
     """
 
     first_seq: int
@@ -146,9 +146,9 @@ def _host_float32(shape: tuple[int, ...]) -> NDArray[np.float32]:
 class Ring:
     """A single-writer, single-reader ring of blocks. See the module's docstring for the protocol.
 
-    The writer's half: write into row ``slot`` of the columns, then :meth:`commit`. The reader's half:
-    :meth:`take` and :meth:`skip_to`. ``allocate`` makes the activation columns (the tap of a CUDA
-    policy passes pinned memory).
+    The writer's half: write into row ``slot`` of the columns, then :meth:`commit`. The reader's
+    half: :meth:`take` and :meth:`skip_to`. ``allocate`` makes the activation columns (the tap of a
+    CUDA policy passes pinned memory).
     """
 
     __slots__ = (
@@ -181,10 +181,10 @@ class Ring:
         self.layout = layout
         self.capacity = capacity
         self.facts = np.zeros((capacity, rows), FACTS)
-        self.facts_bytes = memoryview(self.facts.view(np.uint8).reshape(-1))
+        self.facts_bytes = self.facts.view(np.uint8).reshape(-1).data
         self.metrics = np.full((capacity, rows, layout.n_metrics), np.nan)
         self.span = np.zeros((capacity, 2), np.int64)
-        self.span_bytes = memoryview(self.span.reshape(-1).view(np.uint8))
+        self.span_bytes = self.span.reshape(-1).view(np.uint8).data
         self.x = {h.name: allocate((capacity, rows, h.d_in)) for h in layout.hook_points}
         self.y = {
             h.name: allocate((layout.y_blocks, rows, h.d_out))
@@ -223,7 +223,7 @@ class Ring:
     # -- reader ---------------------------------------------------------------------------------
 
     def hold_until(self, ready: Callable[[int], bool]) -> None:
-        """Let :meth:`take` stop before the first block whose copy is not ``ready`` (CUDA events)."""
+        """Let :meth:`take` stop before the first block that is not ``ready`` (CUDA events)."""
         self._pending = ready
 
     def backlog(self) -> int:

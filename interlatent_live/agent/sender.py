@@ -1,9 +1,9 @@
 """The sender thread: a socket and a clock around the link's state machine.
 
 It wakes every 8 ms, copies what the policy wrote since, encodes and sends it without ever blocking,
-and keeps the books. It shares the interpreter with the policy, so each of its turns is kept short and
-gives the interpreter away between its parts. Nothing that happens here (no service, a frozen one, a
-full disk, garbage on the wire) reaches the policy.
+and keeps the books. It shares the interpreter with the policy, so each of its turns is kept short
+and gives the interpreter away between its parts. Nothing that happens here (no service, a frozen
+one, a full disk, garbage on the wire) reaches the policy.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ class Sender:
     """Sends one tap's steps until it is closed.
 
     Raises:
-        UserError: when the names of the manifest do not fit the wire, the spool cannot be used, or a
-            transcoder does not belong to the policy.
+        UserError: when the names of the manifest do not fit the wire, the spool cannot be used, or
+            a transcoder does not belong to the policy.
     """
 
     def __init__(
@@ -94,11 +94,13 @@ class Sender:
         if self._lossless:
             hello = encode_hello(manifest, transcoders=transcoders, lossless=True)[0]
             store = self._make_store(hello)
-            outlet: Outlet = LosslessOutlet(ring, points, self._link, packer, self._send, store)
+            outlet: Outlet = LosslessOutlet(
+                ring, points, self._link, packer, self._send, store=store
+            )
             self._adopt()
         else:
             outlet = LossyOutlet(
-                ring, points, self._link, packer, self._send, options.max_age_s
+                ring, points, self._link, packer, self._send, max_age_s=options.max_age_s
             )
         self._outlets[manifest.boot_id] = outlet
         self._socket: zmq.Socket[bytes] | None = None
@@ -209,9 +211,9 @@ class Sender:
     # -- sockets --------------------------------------------------------------------------------
 
     def _receive(self, now: Now) -> None:
-        if self._socket is None:
-            return
         for _ in range(ANSWERS):
+            if self._socket is None:
+                return
             try:
                 frames = self._socket.recv_multipart(zmq.NOBLOCK)
             except zmq.Again:
@@ -223,8 +225,6 @@ class Sender:
                 continue
             self._carry_out(self._link.on_message(now, message))
             self._release(message)
-            if self._socket is None:
-                return
 
     def _send(self, frames: Sequence[bytes]) -> bool:
         if self._socket is None:
@@ -330,12 +330,10 @@ class Sender:
                         now, boot_id, first_seq=entry.first, rows=entry.end - entry.first, size=0
                     )
                 else:
-                    self._link.declare(
-                        boot_id, entry.first, entry.end - entry.first, entry.reason
-                    )
+                    self._link.declare(boot_id, entry.first, entry.end - entry.first, entry.reason)
             packer = Packer(boot_id, DTYPES[self._options.dtype])
             self._outlets[boot_id] = LosslessOutlet(
-                None, {}, self._link, packer, self._send, spool
+                None, {}, self._link, packer, self._send, store=spool
             )
             self._stores.append(spool)
 

@@ -3,23 +3,25 @@
 A spool is one folder per stream with the stream's hello and a row of *segments*, files of records
 that are only ever appended to and only ever deleted whole. Each record carries a checksum over
 everything after it, so a torn or altered one is found and its rows are declared lost, while its
-neighbours stay good. When the bound is reached, or the disk refuses, the spool stops and says why; the
-agent does not notice. What a process leaves behind is adopted by the next one on the same folder.
+neighbours stay good. When the bound is reached, or the disk refuses, the spool stops and says why;
+the agent does not notice. What a process leaves behind is adopted by the next one on the same
+folder.
 
-Record: magic ``ILS1``, crc32 (IEEE 802.3) of the rest, first row u64, rows u32, frame lengths 2 × u32,
-then the two frames of the message; all little-endian.
+Record: magic ``ILS1``, crc32 (IEEE 802.3) of the rest, first row u64, rows u32, frame lengths 2 ×
+u32, then the two frames of the message; all little-endian.
 """
 
 from __future__ import annotations
 
 import fcntl
+import json
 import logging
 import os
 import shutil
 import struct
 import time
 import zlib
-from pathlib import Path
+from operator import attrgetter
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 from interlatent_live.agent.retention import Entry, Index
@@ -28,6 +30,7 @@ from interlatent_live.wire.messages import DropReason
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +40,7 @@ _CRC_FROM: Final = 8
 _RETRY_S: Final = 1.0
 HELLO: Final = "hello.bin"
 LOCK: Final = "lock"
+LOSSES: Final = "losses.json"
 SEGMENT: Final = ".seg"
 
 
@@ -65,6 +69,7 @@ class Spool:
         self._current = -1
         self._readers: dict[int, BinaryIO] = {}
         self._retry_at = 0.0
+        self._full = False
         self._newest: tuple[int, list[bytes]] | None = None
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -86,7 +91,7 @@ class Spool:
     # -- the store's port -----------------------------------------------------------------------
 
     def has_room(self) -> bool:
-        """Always: what does not fit is noted as lost, so that the ring never fills because of it."""
+        """Always: what does not fit is noted as lost, so the ring never fills because of it."""
         return True
 
     def append(self, first: int, rows: int, frames: Sequence[bytes]) -> None:
@@ -95,7 +100,10 @@ class Spool:
         rest = struct.pack("<QIII", first, rows, len(head), len(body))
         crc = zlib.crc32(body, zlib.crc32(head, zlib.crc32(rest)))
         size = _HEAD.size + len(head) + len(body)
-        if self.nbytes + size > self.limit:
+        # Once full it stays so until a tenth is free again, or every record would be a coin toss.
+        limit = self.limit * 9 // 10 if self._full else self.limit
+        self._full = self.nbytes + size > limit
+        if self._full:
             self._stop(f"the spool {self.folder} is full ({self.limit} bytes)")
             self.lose(first, rows, DropReason.SPOOL_FULL)
             return
@@ -152,9 +160,11 @@ class Spool:
         for reader in self._readers.values():
             reader.close()
         self._readers.clear()
-        done = not any(entry.reason is None for entry in self._index.entries())
-        if done:
+        entries = self._index.entries()
+        if all(entry.reason is not None for entry in entries):
             shutil.rmtree(self.folder, ignore_errors=True)
+        else:
+            self._note_losses(entries)
         self._lock.close()
 
     def entries(self) -> tuple[Entry, ...]:
@@ -225,21 +235,39 @@ class Spool:
             self.error = sentence
             logger.error(sentence)
 
+    def _note_losses(self, entries: Sequence[Entry]) -> None:
+        """Leave word for the next process of what was lost and could not be declared yet."""
+        lost = [[entry.first, entry.end, str(entry.reason)] for entry in entries if entry.reason]
+        try:
+            (self.folder / LOSSES).write_text(json.dumps(lost), encoding="utf-8")
+        except OSError as error:
+            # The next process then declares the holes it finds, under another reason.
+            logger.warning("the losses of the spool %s could not be noted: %s", self.folder, error)
+
+    def _noted_losses(self) -> list[Entry]:
+        try:
+            noted = json.loads((self.folder / LOSSES).read_text(encoding="utf-8"))
+            return [Entry(int(a), int(b), DropReason(reason)) for a, b, reason in noted]
+        except (OSError, ValueError, TypeError):
+            return []
+
     def _adopt(self) -> None:
         """Index what an earlier process left; a broken record ends its segment."""
-        expected: int | None = None
+        found = self._noted_losses()
         for path in sorted(self.folder.glob(f"*{SEGMENT}")):
             segment = int(path.stem)
             self._sizes[segment] = path.stat().st_size
             self.nbytes += self._sizes[segment]
             self._current = max(self._current, segment)
             for offset, first, rows, size in self._scan(segment):
-                if expected is not None and first > expected:
-                    self.lose(expected, first - expected, DropReason.SPOOL_BROKEN)
-                self._index.append(
-                    Entry(first, first + rows, segment=segment, offset=offset, size=size)
-                )
-                expected = first + rows
+                found.append(Entry(first, first + rows, segment=segment, offset=offset, size=size))
+        expected: int | None = None
+        for entry in sorted(found, key=attrgetter("first")):
+            if expected is not None and entry.first > expected:
+                self.lose(expected, entry.first - expected, DropReason.SPOOL_BROKEN)
+            if expected is None or entry.first >= expected:
+                self._index.append(entry)
+                expected = entry.end
 
     def _scan(self, segment: int) -> Iterator[tuple[int, int, int, int]]:
         offset = 0

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,10 +30,11 @@ class LinkStats:
 class TapStats:
     """What a tap did, in rows (one row: one step of one agent copy).
 
-    ``steps = waiting + link.sent``: every step was handed to the link, where it was acknowledged, is in
-    flight or was declared lost, or still waits in the ring. ``not_steps`` counts reset calls of
-    next-step autoreset, ``sampled_out`` what a sampling option left out, ``faults`` errors inside the
-    tap. ``refused_forwards`` counts, by hook point and reason, forwards that were not taken for a step.
+    ``steps = waiting + link.sent``: every step was handed to the link, where it was acknowledged,
+    is in flight or was declared lost, or still waits in the ring. ``not_steps`` counts reset calls
+    of next-step autoreset, ``sampled_out`` what a sampling option left out, ``faults`` errors
+    inside the tap. ``refused_forwards`` counts, by hook point and reason, forwards that were not
+    taken for a step.
     """
 
     steps: int

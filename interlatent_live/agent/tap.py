@@ -1,8 +1,9 @@
 """The tap: one acting policy's steps, aligned, numbered and handed to the sender.
 
-:class:`Tap` needs no torch. With hooks (see :func:`interlatent_live.attach`) the activations of a step
-are already in the ring when :meth:`Tap.step` completes its row; without, :meth:`Tap.publish` takes
-them as arrays. Nothing here waits, and nothing here raises into the agent unless ``strict`` says so.
+:class:`Tap` needs no torch. With hooks (see :func:`interlatent_live.attach`) the activations of a
+step are already in the ring when :meth:`Tap.step` completes its row; without, :meth:`Tap.publish`
+takes them as arrays. Nothing here waits, and nothing here raises into the agent unless ``strict``
+says so.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import threading
 import uuid
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 import numpy as np
@@ -63,8 +64,10 @@ class Tap:
     Args:
         metrics: names, specs, a metric pack or a :class:`MetricSet`.
         options: everything else; see :class:`TapOptions`.
-        policy_hash: content hash of the policy's weights, ``sha256:…``; transcoders are bound to it.
-        hook_points: hook points with widths, where they are known; :meth:`publish` adds what it sees.
+        policy_hash: content hash of the policy's weights, ``sha256:…``; transcoders are bound to
+            it.
+        hook_points: hook points with widths, where they are known; :meth:`publish` adds what it
+            sees.
         env: the environment or vector environment, to learn the number of copies and the way of
             autoreset from it.
         env_count: number of agent copies, where there is no ``env``.
@@ -137,8 +140,8 @@ class Tap:
     def _configure(self, env_count: int, autoreset: Autoreset | str | None) -> None:
         if autoreset is None and env_count > 1:
             raise UserError(
-                f"with {env_count} agent copies the tap must know how episodes begin: pass env=..., or "
-                "autoreset='next_step' (Gymnasium's default), 'same_step' or 'disabled'"
+                f"with {env_count} agent copies the tap must know how episodes begin: pass "
+                "env=..., or autoreset='next_step' (Gymnasium's default), 'same_step' or 'disabled'"
             )
         if not 1 <= env_count <= 2**16:
             raise UserError(f"env_count is {env_count}; it must be between 1 and 65536")
@@ -151,8 +154,8 @@ class Tap:
         if self._writer.calls:
             if env_count != self.gate.envs:
                 raise UserError(
-                    f"the tap has already streamed {self.gate.envs} agent copies and cannot change to "
-                    f"{env_count}; attach a new one"
+                    f"the tap has already streamed {self.gate.envs} agent copies and cannot change "
+                    f"to {env_count}; attach a new one"
                 )
             return
         self._writer.arrange(env_count, mode)
@@ -201,12 +204,12 @@ class Tap:
     ) -> None:
         """Complete the row of one environment step, right after ``env.step``.
 
-        For n > 1 agent copies every argument has n elements along its first axis, and a step that was
-        a reset call (next-step autoreset) is recognised and left out.
+        For n > 1 agent copies every argument has n elements along its first axis, and a step that
+        was a reset call (next-step autoreset) is recognised and left out.
 
         Args:
-            metrics: the whole row [M] (or [n, M]) in the order of the tap's metrics, or values by name
-                on top of what the other arguments give.
+            metrics: the whole row [M] (or [n, M]) in the order of the tap's metrics, or values by
+                name on top of what the other arguments give.
             obs: obs_t, which the policy saw; read by the tap's metric pack if it has one.
             action: a_t.
             reward: reward_{t+1}.
@@ -266,8 +269,9 @@ class Tap:
         Args:
             metrics: as in :meth:`step`.
             x: inputs by hook point, [d_in] or [n, d_in].
-            y: outputs by hook point, [d_out] or [n, d_out]; may be left out after the first step, or
-                where ``hook_points`` gave the width. Steps without y have no reconstruction error.
+            y: outputs by hook point, [d_out] or [n, d_out]; may be left out after the first step,
+                or where ``hook_points`` gave the width. Steps without y have no reconstruction
+                error.
             step: the other arguments of :meth:`step`.
 
         Raises:
@@ -286,8 +290,8 @@ class Tap:
         if point is None:
             if gate.ring is not None:
                 raise UserError(
-                    f"hook point {name!r} was not in the first step published; publish all hook points "
-                    "from the first step on, or name them in hook_points"
+                    f"hook point {name!r} was not in the first step published; publish all hook "
+                    "points from the first step on, or name them in hook_points"
                 )
             point = self.points[name] = Point(name)
         xs = np.asarray(x).reshape(gate.envs, -1)
@@ -296,8 +300,8 @@ class Tap:
             point.y_optional = True
             if point.d_out is None:
                 raise UserError(
-                    f"the width of y at {name!r} is unknown: publish y with the first step, or name it "
-                    "in hook_points=[HookPointSpec(name, d_in, d_out)]"
+                    f"the width of y at {name!r} is unknown: publish y with the first step, or "
+                    "name it in hook_points=[HookPointSpec(name, d_in, d_out)]"
                 )
         elif gate.ring is None:
             point.d_out = ys.shape[1]
@@ -405,8 +409,8 @@ class Tap:
 
     def _refuse_thread(self) -> bool:
         sentence = (
-            "a tap belongs to the one thread that acts; steps from another thread are ignored: attach "
-            "one tap per thread, or call tap.move_to_this_thread()"
+            "a tap belongs to the one thread that acts; steps from another thread are ignored: "
+            "attach one tap per thread, or call tap.move_to_this_thread()"
         )
         if self.gate.strict:
             raise UserError(sentence)
@@ -453,11 +457,11 @@ class Tap:
             row,
             now,
             later,
-            step.action,
-            step.reward,
-            step.terminated,
-            step.truncated,
-            self.steps_in_episode,
+            action=step.action,
+            reward=step.reward,
+            terminated=step.terminated,
+            truncated=step.truncated,
+            t=self.steps_in_episode,
         )
         self._info = step.info
         if by_name:
@@ -528,32 +532,18 @@ class Tap:
             self._writer.blocks = options.on_full == OnFull.BLOCK
 
 
+@dataclass(slots=True)
 class _Step:
     """The arguments of one step, passed on together."""
 
-    __slots__ = (
-        "action", "env", "info", "next_obs", "obs", "reward", "terminated", "truncated",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        obs: Any,
-        action: Any,
-        reward: Any,
-        terminated: Any,
-        truncated: Any,
-        info: Mapping[str, Any],
-        next_obs: Any,
-        env: Any,
-    ) -> None:
-        self.obs = obs
-        self.action = action
-        self.reward = reward
-        self.terminated = terminated
-        self.truncated = truncated
-        self.info = info
-        self.next_obs = next_obs
-        self.env = env
+    obs: Any
+    action: Any
+    reward: Any
+    terminated: Any
+    truncated: Any
+    info: Mapping[str, Any]
+    next_obs: Any
+    env: Any
 
 
 _NOTHING: Final = np.zeros(0)

@@ -14,7 +14,6 @@ import numpy as np
 
 from interlatent_live.agent.acting import NEVER
 from interlatent_live.agent.episodes import TERMINATED, TRUNCATED, EpisodeClock
-from interlatent_live.agent.options import Autoreset, TapOptions
 from interlatent_live.agent.ring import FACTS, FACTS_STRUCT, Ring, plan_layout
 from interlatent_live.errors import UserError
 from interlatent_live.stream import HookPointSpec, StepFlag
@@ -26,13 +25,14 @@ if TYPE_CHECKING:
 
     from interlatent_live.agent.acting import Gate, Point
     from interlatent_live.agent.episodes import Advance
+    from interlatent_live.agent.options import Autoreset, TapOptions
 
 _SILENT: Final = int(StepFlag.NO_ACTIVATION)
 _FACTS_BYTES: Final = FACTS.itemsize
 
 
 class Lane(Protocol):
-    """The way of activations from a device to the ring (:class:`interlatent_live.agent.cuda.CudaLane`)."""
+    """The way of activations from a device to the ring (``interlatent_live.agent.cuda``)."""
 
     def allocate(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
         """A float32 ring column the device can copy into."""
@@ -179,7 +179,7 @@ class StepWriter:
             silent = not gate.recording or self._lacks_activations(ring, gate.block)
             if self.lane is not None:
                 self.lane.flush(gate)
-            self._fill(ring, rows, at, controller, keep, time.time_ns(), silent=silent)
+            self._fill(ring, rows, at, controller, keep, time_ns=time.time_ns(), silent=silent)
             self._commit(ring, count)
         if self._options.step_every > 1:
             self._sample()
@@ -191,8 +191,8 @@ class StepWriter:
         at: Advance,
         controller: ArrayLike,
         keep: NDArray[np.bool_],
-        time_ns: int,
         *,
+        time_ns: int,
         silent: bool,
     ) -> None:
         index = self._gate.index
@@ -253,8 +253,8 @@ class StepWriter:
             if time.monotonic() > give_up:
                 raise BlockedError(
                     f"no step could be sent to {self._options.endpoint} for "
-                    f"{self._options.block_timeout_s:g} s and on_full is 'block'; start the encoder "
-                    "service, or choose on_full='spool'"
+                    f"{self._options.block_timeout_s:g} s and on_full is 'block'; start the "
+                    "encoder service, or choose on_full='spool'"
                 )
             time.sleep(0.001)
 
@@ -326,5 +326,7 @@ class StepWriter:
         silent = self._lacks_activations(ring, gate.block)
         keep = at.valid if gate.index is None else at.valid[gate.index]
         if keep.any():
-            self._fill(ring, early.rows, at, early.controller, keep, early.time_ns, silent=silent)
+            self._fill(
+                ring, early.rows, at, early.controller, keep, time_ns=early.time_ns, silent=silent
+            )
             self._commit(ring, int(np.count_nonzero(keep)))

@@ -15,8 +15,8 @@ torch.set_num_threads(1)
 class CounterEnv(gym.Env):
     """Its observation is 1000 × episode + step; its reward is the action plus half; ends as told.
 
-    Even episodes of a copy terminate, odd ones truncate. ``info["seen"]`` is the observation it comes
-    with, ``info["paid"]`` exists only after a step.
+    Even episodes of a copy terminate, odd ones truncate. ``info["seen"]`` is the observation it
+    comes with, ``info["paid"]`` exists only after a step.
     """
 
     observation_space = spaces.Box(0, np.inf, (1,), np.float64)

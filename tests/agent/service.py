@@ -45,7 +45,7 @@ class Service:
         self._thread.start()
         assert self._ready.wait(5)
 
-    def _run(self):
+    def _run(self):  # noqa: C901  one loop reads better whole
         context = zmq.Context()
         socket = context.socket(zmq.ROUTER)
         socket.setsockopt(zmq.LINGER, 0)
@@ -55,7 +55,7 @@ class Service:
                 break
             except zmq.ZMQError:
                 time.sleep(0.05)
-        self.endpoint = socket.getsockopt(zmq.LAST_ENDPOINT).decode().rstrip("\0")
+        self.endpoint = str(socket.getsockopt_string(zmq.LAST_ENDPOINT)).rstrip("\0")
         self._ready.set()
 
         def carry(instructions):

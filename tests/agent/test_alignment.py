@@ -1,6 +1,8 @@
-"""activation(obs_t), metrics of obs_t, action_t, reward_{t+1}: proven by an environment that counts."""
+"""activation(obs_t), metrics of obs_t, action_t, reward_{t+1}, shown by a counting environment."""
 
 from __future__ import annotations
+
+from functools import partial
 
 import numpy as np
 import pytest
@@ -84,7 +86,7 @@ def test_one_environment(policy):
 @pytest.mark.parametrize("kind", [SyncVectorEnv, AsyncVectorEnv])
 def test_vector_environments(policy, mode, kind):
     n = 3
-    makers = [lambda i=i: CounterEnv(4, stagger=i) for i in range(n)]
+    makers = [partial(CounterEnv, 4, stagger=i) for i in range(n)]
     env = kind(makers, autoreset_mode=mode)
     metrics = MetricSet.from_env(env, info=["paid", STATE])
     with attach(policy, HOOKS, metrics, env=env, endpoint=None, y_every=1, strict=True) as tap:
@@ -210,7 +212,7 @@ def test_a_random_action_has_metrics_and_no_activation(policy):
 
 def test_a_subset_of_copies_and_of_steps(policy):
     n = 4
-    env = SyncVectorEnv([lambda i=i: CounterEnv(5, stagger=i) for i in range(n)])
+    env = SyncVectorEnv([partial(CounterEnv, 5, stagger=i) for i in range(n)])
     with attach(
         policy, HOOKS, env=env, endpoint=None, y_every=1, envs=(1, 3), step_every=3, strict=True
     ) as tap:
