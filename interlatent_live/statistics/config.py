@@ -20,9 +20,10 @@ if TYPE_CHECKING:
 
     from interlatent_live.statistics.sketches import Grid
 
-LOG_LAGS: Final = (*range(1, 17), 20, 24, 28, 32, 40, 48, 64, 80, 96, 128, 160, 192, 256, 384, 512)
-"""Lags, in steps, at which autocovariances are summed: every lag to 16, then about 2^(1/3)
-apart."""
+LOG_LAGS: Final = (
+    1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512,
+)  # fmt: skip
+"""Lags, in steps, at which autocovariances are summed; in between they are interpolated."""
 
 WIDE_DICTIONARY: Final = 32_768
 """Above this width the moment tables leave the cache, and rows are applied in large sorted
@@ -93,9 +94,15 @@ class CorrelatorConfig:
     context: int = 4
     row_sample: int = 2048
     max_envs: int = 64
+    event_horizon: int = 64
+    """Steps before an event over which a feature's firing is profiled."""
+    cofiring_features: int = 2048
+    """Widest deep set for which pairs of features are counted (F² counters)."""
     outcome_slices: bool = True
     slices: tuple[SliceSpec, ...] = ()
-    events: tuple[EventSpec, ...] = ()
+    events: tuple[EventSpec, ...] = (EventSpec("terminated", "terminated"),)
+    drift: bool = False
+    """Keep a summary of every closed pane for the drift monitors."""
     seed: int = 0
     confidence: float = 0.95
     max_log_rows: int = field(default=65_536)

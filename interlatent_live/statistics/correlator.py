@@ -12,6 +12,7 @@ shards or merge order; ``merge``, ``state`` and ``restore`` rely on it.
 # ruff: noqa: SLF001 - merge and restore read the private state of another Correlator
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,9 @@ import numpy as np
 from interlatent_live.errors import UserError
 from interlatent_live.statistics.config import ALL, CorrelatorConfig
 from interlatent_live.statistics.deep import Deep
+from interlatent_live.statistics.drift import PaneSummary
 from interlatent_live.statistics.episodes import EpisodeLog, LogRows
+from interlatent_live.statistics.lead_lag import lag_profile
 from interlatent_live.statistics.moments import Layout, PaneSums, Rows
 from interlatent_live.statistics.profile import QUANTILES, ProfileTable, associations
 from interlatent_live.statistics.windows import Accumulator, Ring, WindowView
@@ -31,14 +34,19 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from interlatent_live.statistics.cofiring import Partner
     from interlatent_live.statistics.config import SliceSpec
+    from interlatent_live.statistics.events import EventProfile
     from interlatent_live.statistics.exemplars import Exemplar, ExemplarKind
+    from interlatent_live.statistics.lead_lag import LagProfile
     from interlatent_live.statistics.moments import Floats, Ints, Moments
     from interlatent_live.statistics.profile import FeatureProfile
     from interlatent_live.statistics.sketches import Grid
     from interlatent_live.stream import MetricSpec, SparseCodes, Steps
 
 _ENVS = 1 << 16
+_POLICY = int(Controller.POLICY)
+_NO_ACTIVATION = int(StepFlag.NO_ACTIVATION)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +199,8 @@ class Correlator:
         self._flush_rows = cfg.flush_rows(self.n_features)
         self._open = PaneSums(self.n_features, self.layout, np.full(m, np.nan))
         self._open_key: int | None = None
+        self._closed: deque[PaneSummary] = deque(maxlen=256)
+        self._error: dict[int, tuple[float, float]] = {}
         self._accumulators: dict[str, Accumulator] = {
             ALL: Accumulator(self.n_features, self.layout, cfg.pane_steps)
         }
@@ -257,6 +267,8 @@ class Correlator:
         fresh = self._fresh(steps.env, position)
         eligible = self._eligible(steps, batch, fresh)
         kept = batch if eligible.all() else batch.take(eligible)
+        if self.config.drift:
+            self._note_error(position, codes.error, eligible)
         if self.deep is not None and fresh.any():
             self._remember(steps, batch, fresh, eligible, base)
         if len(kept.position):
@@ -271,10 +283,27 @@ class Correlator:
         if self.deep is not None and self._log.due(self.config.pass_rows):
             self._pass()
 
+    def _note_error(
+        self,
+        position: NDArray[np.uint64],
+        error: NDArray[np.float32],
+        eligible: NDArray[np.bool_],
+    ) -> None:
+        """Sum the reconstruction error of the rows by pane."""
+        known = eligible & np.isfinite(error)
+        keys = (position[known] // np.uint64(self.config.pane_steps)).astype(np.int64)
+        for key in np.unique(keys).tolist():
+            mine = keys == key
+            total, count = self._error.get(key, (0.0, 0.0))
+            values = error[known][mine].astype(np.float64)
+            self._error[key] = (total + float(values.sum()), count + float(mine.sum()))
+        if len(self._error) > 256:
+            del self._error[min(self._error)]
+
     def _eligible(self, steps: Steps, batch: _Batch, fresh: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """[n] rows of the default statistics; counts the others by their reason."""
-        policy = steps.controller == Controller.POLICY
-        hooked = (steps.flags & StepFlag.NO_ACTIVATION) == 0
+        policy = steps.controller == _POLICY
+        hooked = (steps.flags & _NO_ACTIVATION) == 0
         eligible = fresh & policy & hooked
         if not eligible.all():
             self.counts.duplicates += int(np.count_nonzero(~fresh))
@@ -418,6 +447,8 @@ class Correlator:
         active = self._open.active()
         pane = self._open.moments(active, self.reference_or_zero(), self._pivot_a)
         self._absorb(pane, self._open_key)
+        if self.config.drift:
+            self._closed.append(self._summary(pane, self._open_key))
         self._open.clear(active, np.full(len(self.specs), np.nan))
         self._open_key = None
 
@@ -426,6 +457,28 @@ class Correlator:
             window.absorb(pane, key)
         if self._ring.depth:
             self._ring.absorb(pane, key, max(self.newest, key))
+
+    def _summary(self, pane: Moments, key: int) -> PaneSummary:
+        """What a closed pane says of every feature, for the drift monitors."""
+        columns = associations(
+            pane.table,
+            pane.layout.group_of(),
+            pane.metrics.rows,
+            pane.metrics.mean,
+            pane.metrics.ss,
+            self.reference_or_zero(),
+        )
+        rows = float(pane.metrics.rows[0])
+        density = np.zeros(self.n_features)
+        density[pane.features] = pane.table[:, 0] / rows
+        activation = np.full(self.n_features, np.nan)
+        activation[pane.features] = pane.table[:, pane.layout.groups]
+        r = np.full((self.n_features, len(self.specs)), np.nan)
+        r[pane.features] = columns["r"]
+        total, count = self._error.pop(key, (0.0, 0.0))
+        names = tuple(spec.name for spec in self.specs)
+        fvu = total / count if count else float("nan")
+        return PaneSummary(key, density, activation, r, names, fvu)
 
     def _new_slice(self) -> _Slice:
         m = len(self.specs)
@@ -610,6 +663,75 @@ class Correlator:
         with np.errstate(divide="ignore", invalid="ignore"):
             spread = np.sqrt(profile_view.metrics.ss / rows)
         return self.deep.exemplars(feature, on_mean + self.reference_or_zero(), spread)
+
+    def lag_profiles(self, feature: int) -> tuple[LagProfile, ...]:
+        """Lead/lag profile of a feature with every metric, −L … L within closed episodes.
+
+        Raises:
+            UserError: when no episodes are kept or the feature is not deep.
+        """
+        deep, slot = self._deep_slot(feature)
+        lags = tuple(range(-deep.lags.lags, deep.lags.lags + 1))
+        r = deep.lags.correlations(np.array([slot]))[0]
+        return tuple(
+            lag_profile(feature, spec.name, lags, r[:, m], deep.lags.pairs.copy())
+            for m, spec in enumerate(self.specs)
+        )
+
+    def event_profile(self, feature: int, event: str) -> EventProfile:
+        """How a feature fires on the way to an event, and what its firing says of it.
+
+        Raises:
+            UserError: when no episodes are kept, or there is no such deep feature or event.
+        """
+        deep, slot = self._deep_slot(feature)
+        return deep.events.profile(slot, event)
+
+    def partners(self, feature: int, count: int = 10) -> tuple[Partner, ...]:
+        """Features that fire together with one; empty where pairs are not counted.
+
+        Raises:
+            UserError: when no episodes are kept or the feature is not deep.
+        """
+        deep, slot = self._deep_slot(feature)
+        return tuple(
+            replace(partner, feature=int(deep.members[partner.feature]))
+            for partner in deep.cofiring.partners(slot, count)
+        )
+
+    def decomposition(
+        self, features: Sequence[int] | Ints | None = None
+    ) -> dict[str, NDArray[np.float64]]:
+        """Correlations within episodes, between episodes of a copy, and between copies.
+
+        Each [features, M], over closed episodes; NaN where a part has no variance or the feature is
+        not deep.
+
+        Raises:
+            UserError: when no episodes are kept.
+        """
+        self.finish()
+        if self.deep is None:
+            raise UserError("this correlator keeps no episodes (episodic=False)")
+        slots = self.deep.slot[self._features(features)]
+        parts = self.deep.within.correlations(np.maximum(slots, 0).astype(np.intp))
+        return {name: np.where(slots[:, None] >= 0, r, np.nan) for name, r in parts.items()}
+
+    def drain_panes(self) -> tuple[PaneSummary, ...]:
+        """Summaries of the panes that closed since the last call, oldest first (at most 256)."""
+        self._flush()
+        out = tuple(self._closed)
+        self._closed.clear()
+        return out
+
+    def _deep_slot(self, feature: int) -> tuple[Deep, int]:
+        self.finish()
+        if self.deep is None:
+            raise UserError("this correlator keeps no episodes (episodic=False)")
+        slot = int(self.deep.slot[self._features([feature])[0]])
+        if slot < 0:
+            raise UserError(f"feature {feature} is outside the deep set; name it in deep_set")
+        return self.deep, slot
 
     @property
     def grid(self) -> Grid | None:

@@ -14,7 +14,10 @@ import numpy as np
 
 from interlatent_live.errors import UserError
 from interlatent_live.statistics import effective_n as en
+from interlatent_live.statistics.betting import Betting
+from interlatent_live.statistics.cofiring import CoFiring
 from interlatent_live.statistics.episodes import TERMINATED, TRUNCATED, Chunk
+from interlatent_live.statistics.events import Events
 from interlatent_live.statistics.exemplars import (
     BestRows,
     Exemplar,
@@ -30,7 +33,7 @@ from interlatent_live.statistics.serial import Autocovariances, Bouts, LagSums
 from interlatent_live.statistics.sketches import ActivationSketch, Grid, MetricSketch
 from interlatent_live.statistics.units import UnitSums
 from interlatent_live.statistics.windows import Accumulator
-from interlatent_live.statistics.within import WithinBetween
+from interlatent_live.statistics.within import PartSums, WithinBetween
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -75,6 +78,9 @@ class Deep:
     """[F] slot of each feature, −1 for none."""
     reference: Floats
     units: UnitSums
+    betting: Betting
+    events: Events
+    cofiring: CoFiring
     acf: Autocovariances
     lags: LagSums
     bouts: Bouts
@@ -110,6 +116,9 @@ class Deep:
             slot=slot,
             reference=np.zeros(m),
             units=UnitSums(config.units, d, m),
+            betting=Betting(d, m),
+            events=Events.create(specs, config, d),
+            cofiring=CoFiring(d if d <= config.cofiring_features else 0, config.seed),
             acf=Autocovariances(config.acf_lags, d, m),
             lags=LagSums(config.lags, d, m),
             bouts=Bouts(d),
@@ -150,11 +159,15 @@ class Deep:
         self.sample.absorb(chunk)
         self._outcomes(chunk, valid)
         own = self._restrict(chunk)
-        self.units.absorb(own, d, valid, u)
+        parts = PartSums.of(own, d, len(self.members))
+        self.units.absorb(own, d, valid, u, parts.activation)
+        self.betting.absorb(own, d, valid, parts)
         self.acf.absorb(own, d, valid)
         self.lags.absorb(own, d, valid)
         self.bouts.absorb(own)
-        self.within.absorb(own, d)
+        self.within.absorb(own, d, parts)
+        self.events.absorb(own)
+        self.cofiring.absorb(own)
         self.activations.absorb(own)
         self.metrics.absorb(own, bins)
         counts = np.diff(own.indptr)
@@ -401,7 +414,8 @@ class Deep:
 
     def _components(self) -> dict[str, Any]:
         return {
-            "units": self.units, "acf": self.acf, "lags": self.lags, "bouts": self.bouts,
+            "units": self.units, "betting": self.betting, "events": self.events,
+            "cofiring": self.cofiring, "acf": self.acf, "lags": self.lags, "bouts": self.bouts,
             "within": self.within, "activations": self.activations, "metrics": self.metrics,
             "best": self.best, "random": self.random, "sample": self.sample, **self.outcomes,
         }  # fmt: skip

@@ -64,7 +64,9 @@ class BestRows:
     keep: int
     context: int
     score: Floats = field(init=False)
-    """[features, K] descending; −inf where empty."""
+    """[features, K] in no order; −inf where empty."""
+    floor: Floats = field(init=False)
+    """[features] the worst score kept."""
     priority: NDArray[np.uint64] = field(init=False)
     position: NDArray[np.uint64] = field(init=False)
     env: NDArray[np.uint16] = field(init=False)
@@ -76,6 +78,7 @@ class BestRows:
     def __post_init__(self) -> None:
         f, k = self.n_features, self.keep
         self.score = np.full((f, k), -np.inf)
+        self.floor = np.full(f, -np.inf)
         self.priority = np.full((f, k), np.iinfo(np.uint64).max, np.uint64)
         self.position = np.zeros((f, k), np.uint64)
         self.env = np.zeros((f, k), np.uint16)
@@ -87,7 +90,7 @@ class BestRows:
         """Offer every entry of a chunk; ``score`` and ``priority`` per entry."""
         if not self.keep or not len(chunk.index):
             return
-        entries = np.flatnonzero(score >= self.score[chunk.index, -1])
+        entries = np.flatnonzero(score >= self.floor[chunk.index])
         if not len(entries):
             return
         feature = chunk.index[entries].astype(np.intp)
@@ -112,22 +115,25 @@ class BestRows:
         self._insert(feature, fields)
 
     def _insert(self, feature: Ints, fields: Mapping[str, NDArray[Any]]) -> None:
-        """Merge candidate rows (any number per feature) into the tables."""
+        """Let candidates (any number per feature) replace what they beat; the rest stays put."""
         affected, inverse = np.unique(feature, return_inverse=True)
-        k = self.keep
-        old_owner = np.repeat(np.arange(len(affected)), k)
-        owner = np.concatenate((old_owner, inverse))
-        joined = {
-            name: np.concatenate(
-                (getattr(self, name)[affected].reshape(-1, *values.shape[1:]), values)
-            )
-            for name, values in fields.items()
-        }
-        order = np.lexsort((joined["priority"], -joined["score"], owner))
-        order, owner = _first_of_each(order, owner[order], k)
-        for name, values in joined.items():
-            target = getattr(self, name)
-            target[affected] = values[order].reshape(len(affected), k, *values.shape[1:])
+        k, u = self.keep, len(affected)
+        owner = np.concatenate((np.repeat(np.arange(u), k), inverse))
+        score = np.concatenate((self.score[affected].ravel(), fields["score"]))
+        priority = np.concatenate((self.priority[affected].ravel(), fields["priority"]))
+        order = np.lexsort((priority, -score, owner))
+        best, _ = _first_of_each(order, owner[order], k)
+        won = np.zeros(len(owner), bool)
+        won[best] = True
+        # As many old slots lose as candidates win, feature by feature; both are listed by feature.
+        slots = np.flatnonzero(~won[: u * k])
+        winners = np.flatnonzero(won[u * k :])
+        winners = winners[np.argsort(inverse[winners], kind="stable")]
+        target = affected[slots // k] * k + slots % k
+        for name, values in fields.items():
+            table = getattr(self, name)
+            table.reshape(-1, *table.shape[2:])[target] = values[winners]
+        self.floor[affected] = self.score[affected].min(axis=1)
 
     def merge(self, other: BestRows) -> None:
         """Keep the best of both."""
@@ -144,7 +150,8 @@ class BestRows:
 
     def rows(self, feature: int) -> Ints:
         """Filled slots of a feature, best first."""
-        return np.flatnonzero(np.isfinite(self.score[feature]))
+        order = np.lexsort((self.priority[feature], -self.score[feature]))
+        return np.asarray(order[np.isfinite(self.score[feature][order])], np.intp)
 
     def exemplar(self, feature: int, slot: int, kind: ExemplarKind) -> Exemplar:
         """One kept row as a value."""
@@ -171,6 +178,7 @@ class BestRows:
         """Inverse of :meth:`arrays`."""
         for name in _FIELDS:
             getattr(self, name)[...] = arrays[name]
+        self.floor = self.score.min(axis=1) if self.keep else self.floor
 
 
 _FIELDS = ("score", "priority", "position", "env", "t", "activation", "around")

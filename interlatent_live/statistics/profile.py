@@ -200,7 +200,7 @@ class ProfileTable:
             reasons[name] = reason
             return None
 
-        undefined = self._why_no_r(i, m)
+        undefined = self.why(i, m)
         r = known(self.r, "r", undefined or "not defined")
         interval = undefined or self.interval_reason or "not defined"
         never = "the feature never fired while the metric was known"
@@ -238,7 +238,8 @@ class ProfileTable:
             return ""
         return "jackknife" if self.by_jackknife[i, m] else "acf"
 
-    def _why_no_r(self, i: int, m: int) -> str:
+    def why(self, i: int, m: int) -> str:
+        """Why row ``i`` has no r with metric column ``m``; "" where it has one."""
         if not self.rows[m]:
             return "the metric was never known in this window"
         if self.constant[m]:
@@ -264,24 +265,27 @@ class ProfileTable:
 
     def records(self) -> list[dict[str, Any]]:
         """One flat record per feature × metric, for exports; ``None`` where undefined."""
-        out = []
-        for i in range(len(self.features)):
-            for m, spec in enumerate(self.specs):
-                record: dict[str, Any] = {
-                    "feature": int(self.features[i]),
-                    "metric": spec.name,
-                    "unit": spec.unit,
-                    "role": str(spec.role),
-                    "window": self.window,
-                    "n": float(self.rows[m]),
-                    "density": float(self.n_on[i] / self.n) if self.n else None,
-                }
-                for name in COLUMNS:
-                    value = float(getattr(self, name)[i, m])
-                    record[name] = value if np.isfinite(value) else None
-                record["reason"] = self._why_no_r(i, m) or None
-                out.append(record)
-        return out
+        return [
+            self.record(i, m) for i in range(len(self.features)) for m in range(len(self.specs))
+        ]
+
+    def record(self, i: int, m: int) -> dict[str, Any]:
+        """The flat record of row ``i`` and metric column ``m``."""
+        spec = self.specs[m]
+        record: dict[str, Any] = {
+            "feature": int(self.features[i]),
+            "metric": spec.name,
+            "unit": spec.unit,
+            "role": str(spec.role),
+            "window": self.window,
+            "n": float(self.rows[m]),
+            "density": float(self.n_on[i] / self.n) if self.n else None,
+        }
+        for name in COLUMNS:
+            value = float(getattr(self, name)[i, m])
+            record[name] = value if np.isfinite(value) else None
+        record["reason"] = self.why(i, m) or None
+        return record
 
 
 COLUMNS = (

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from interlatent_live.statistics.episodes import Chunk
     from interlatent_live.statistics.moments import Floats
 
-_DWELL_BINS: Final = 24
+DWELL_BINS: Final = 24
 
 
 @dataclass(slots=True)
@@ -253,7 +253,7 @@ class Bouts:
         f = self.n_features
         for name in ("bouts", "steps", "longest", "parts"):
             setattr(self, name, np.zeros(f, np.int64))
-        self.histogram = np.zeros((f, _DWELL_BINS), np.int64)
+        self.histogram = np.zeros((f, DWELL_BINS), np.int64)
 
     def absorb(self, chunk: Chunk) -> None:
         """Add a chunk; a run of consecutive steps bounds its bouts."""
@@ -276,7 +276,7 @@ class Bouts:
         self.bouts += np.bincount(who, minlength=f)
         self.steps += np.bincount(feature, minlength=f)
         np.maximum.at(self.longest, who, length)
-        bins = np.minimum((2 * np.log2(length) + 1e-9).astype(np.intp), _DWELL_BINS - 1)
+        bins = np.minimum((2 * np.log2(length) + 1e-9).astype(np.intp), DWELL_BINS - 1)
         np.add.at(self.histogram, (who, bins), 1)
         part = chunk.part[row]
         new_part = np.ones(len(row), bool)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 _TABLES: Final = (
-    "rows", "valid", "total", "square", "rank", "product", "linear", "ranks", "power",
+    "rows", "valid", "total", "square", "rank", "product", "linear", "ranks", "power", "cross",
 )  # fmt: skip
 
 
@@ -66,6 +66,8 @@ class UnitSums:
     """[capacity, features, 1 + M] on-count, Σ_on u."""
     power: Floats = field(init=False)
     """[capacity, features] Σ a²."""
+    cross: Floats = field(init=False)
+    """[capacity, features, M] Σ_e A_e D_e / n_e over the unit's episodes, A_e = Σ a, D_e = Σ d."""
 
     def __post_init__(self) -> None:
         c, f, m = self.capacity, self.n_features, self.n_metrics
@@ -74,8 +76,18 @@ class UnitSums:
         for name in _TABLES:
             setattr(self, name, np.zeros(shapes[name]))
 
-    def absorb(self, chunk: Chunk, d: Floats, valid: NDArray[np.bool_], u: Floats) -> None:
-        """Add a chunk whose metrics are ``d`` [n, M] about the reference, ranks ``u`` [n, M]."""
+    def absorb(
+        self,
+        chunk: Chunk,
+        d: Floats,
+        valid: NDArray[np.bool_],
+        u: Floats,
+        activation: Floats,
+    ) -> None:
+        """Add a chunk whose metrics are ``d`` [n, M] about the reference, ranks ``u`` [n, M].
+
+        ``activation``: [parts with rows, features] Σ a of each part.
+        """
         self.blocks += len(chunk.key)
         self.episodes += int(np.count_nonzero(chunk.block == 0))
         slot_of_part = self._slots(chunk.key)
@@ -87,7 +99,12 @@ class UnitSums:
         slots = slot[first]
         np.add.at(self.rows, slots, np.diff(np.r_[first, n]).astype(np.float64))
         np.add.at(self.valid, slots, np.add.reduceat(valid.astype(np.float64), first))
-        np.add.at(self.total, slots, np.add.reduceat(d, first))
+        totals = np.add.reduceat(d, first)
+        length = np.diff(np.r_[first, n]).astype(np.float64)
+        means = totals / length[:, None]
+        for i, where_unit in enumerate(slots.tolist()):
+            self.cross[where_unit] += activation[i][:, None] * means[i]
+        np.add.at(self.total, slots, totals)
         np.add.at(self.square, slots, np.add.reduceat(d * d, first))
         np.add.at(self.rank, slots, np.add.reduceat(u, first))
         outer = (d[:, :, None] * d[:, None, :]).reshape(n, m * m)
@@ -125,6 +142,7 @@ class UnitSums:
         self.product += self.rows[:, None, None] * (shift[:, None] * shift)
         self.square += 2 * shift * self.total + self.valid * shift**2
         self.total += self.valid * shift
+        self.cross += self.linear[:, :, :1] * shift
         self.linear[:, :, 1:] += self.linear[:, :, :1] * shift
 
     def fold(self, bits: int) -> None:
@@ -187,6 +205,7 @@ def unit_shapes(capacity: int, n_features: int, n_metrics: int) -> dict[str, tup
     return {
         "rows": (c,), "valid": (c, m), "total": (c, m), "square": (c, m), "rank": (c, m),
         "product": (c, m, m), "linear": (c, f, 1 + m), "ranks": (c, f, 1 + m), "power": (c, f),
+        "cross": (c, f, m),
     }  # fmt: skip
 
 

@@ -29,6 +29,37 @@ _TABLES: Final = (
 
 
 @dataclass(slots=True)
+class PartSums:
+    """Totals of each episode or block of a chunk that has rows."""
+
+    first: Ints
+    """[P] first row."""
+    length: Floats
+    """[P] rows."""
+    metrics: Floats
+    """[P, M] Σ d."""
+    activation: Floats
+    """[P, features] Σ a."""
+
+    @classmethod
+    def of(cls, chunk: Chunk, d: Floats, n_features: int) -> PartSums:
+        """Totals of a chunk in slot coordinates."""
+        n = len(chunk)
+        fresh = np.r_[True, chunk.part[1:] != chunk.part[:-1]] if n else np.zeros(0, bool)
+        first = np.flatnonzero(fresh)
+        length = np.diff(np.r_[first, n]).astype(np.float64)
+        sums = np.zeros(len(first) * n_features)
+        if n:
+            number = np.cumsum(fresh) - 1
+            where = np.repeat(number * n_features, np.diff(chunk.indptr)) + chunk.index
+            _sparsetools.csc_matvec(
+                len(sums), n, chunk.indptr, where.astype(np.int32), chunk.value, np.ones(n), sums
+            )
+        totals = np.add.reduceat(d, first) if n else np.zeros((0, d.shape[1]))
+        return cls(first, length, totals, sums.reshape(len(first), n_features))
+
+
+@dataclass(slots=True)
 class WithinBetween:
     """Sums over closed episodes (or blocks); d about the reference, 0 where unknown."""
 
@@ -56,34 +87,25 @@ class WithinBetween:
         for name in _TABLES:
             setattr(self, name, np.zeros(shapes[name]))
 
-    def absorb(self, chunk: Chunk, d: Floats) -> None:
+    def absorb(self, chunk: Chunk, d: Floats, parts: PartSums) -> None:
         """Add a chunk."""
         n, f, m = len(chunk), self.n_features, self.n_metrics
         if not n:
             return
-        first = np.flatnonzero(np.r_[True, chunk.part[1:] != chunk.part[:-1]])
-        length = np.diff(np.r_[first, n]).astype(np.float64)
-        totals = np.add.reduceat(d, first)
-        number = np.cumsum(np.r_[True, chunk.part[1:] != chunk.part[:-1]]) - 1
-        counts = np.diff(chunk.indptr)
-        sums = np.zeros(len(first) * f)
-        where = (np.repeat(number * f, counts) + chunk.index).astype(np.int32)
-        ones = np.ones(n)
-        _sparsetools.csc_matvec(len(sums), n, chunk.indptr, where, chunk.value, ones, sums)
-        by_part = sums.reshape(len(first), f)
+        length, totals, by_part = parts.length, parts.metrics, parts.activation
         self.cross += by_part.T @ (totals / length[:, None])
         self.power += np.einsum("ef,ef,e->f", by_part, by_part, 1 / length)
         self.square += np.einsum("em,em,e->m", totals, totals, 1 / length)
-        env = chunk.env[first].astype(np.intp) % self.envs
+        env = chunk.env[parts.first].astype(np.intp) % self.envs
         np.add.at(self.env_activation, env, by_part)
         np.add.at(self.env_metric, env, totals)
         np.add.at(self.env_rows, env, length)
+        columns = np.ascontiguousarray(d).ravel()
         _sparsetools.csc_matvecs(
-            f, n, m, chunk.indptr, chunk.index, chunk.value, np.ascontiguousarray(d).ravel(),
-            self.total_cross.ravel(),
-        )  # fmt: skip
+            f, n, m, chunk.indptr, chunk.index, chunk.value, columns, self.total_cross.ravel()
+        )
         _sparsetools.csc_matvec(
-            f, n, chunk.indptr, chunk.index, chunk.value**2, ones, self.total_power
+            f, n, chunk.indptr, chunk.index, chunk.value**2, np.ones(n), self.total_power
         )
         self.total_square += np.einsum("ij,ij->j", d, d)
 
