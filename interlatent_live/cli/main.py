@@ -17,6 +17,7 @@ from interlatent_live.cli import (
     doctor,
     keys,
     policies,
+    recordings,
     services,
     transcoders,
     watch,
@@ -39,11 +40,13 @@ app.command()(services.encoder)
 app.command()(services.correlator)
 app.command()(services.explainer)
 app.command()(demo.demo_agent)
+app.command()(demo.demo_build)
 app.command()(transcoders.collect)
 app.command()(transcoders.train)
 app.add_typer(policies.app)
 app.add_typer(config.app)
 app.add_typer(keys.app)
+app.command()(recordings.inspect)
 app.command()(doctor.doctor)
 app.command()(bench.bench)
 
