@@ -118,7 +118,10 @@ def _for_people(out: TextIO) -> list[Processor]:
 
 
 def _for_programs() -> list[Processor]:
-    return [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(default=str)]
+    return [
+        structlog.processors.format_exc_info,
+        structlog.processors.JSONRenderer(default=str, ensure_ascii=False),
+    ]
 
 
 def _say_service(service: str) -> Processor:

@@ -24,13 +24,14 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, Self
 from urllib.parse import urlsplit
 
 from interlatent_live.engine import supervisor as machine
+from interlatent_live.engine.interrupts import sigterm_interrupts
 from interlatent_live.engine.port import (
     EngineEvent,
     HttpReady,
@@ -121,6 +122,7 @@ class LocalEngine:
         self._events: collections.deque[EngineEvent] = collections.deque(maxlen=_KEPT_EVENTS)
         self._status: tuple[ServiceStatus, ...] = ()
         self._targets: dict[str, _Target] = {}
+        self._interrupts = ExitStack()
         self._closing = False
         self._closed = threading.Event()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -180,7 +182,8 @@ class LocalEngine:
         self._prober.join()
 
     def __enter__(self) -> Self:
-        """The engine itself."""
+        """The engine itself; until it is closed, SIGTERM interrupts as SIGINT does."""
+        self._interrupts.enter_context(sigterm_interrupts())
         return self
 
     def __exit__(
@@ -190,7 +193,8 @@ class LocalEngine:
         traceback: TracebackType | None,
     ) -> None:
         """Close."""
-        self.close()
+        with self._interrupts:
+            self.close()
 
     # ------------------------------------------------------------------------- other threads
 

@@ -170,9 +170,8 @@ def test_backoff_grows_between_crashes() -> None:
 SUPERVISOR = """
 import sys, time
 from interlatent_live.engine import LocalEngine, wait_ready
-from interlatent_live.engine.interrupts import sigterm_interrupts
 from tests.engine.behaviour import DEAF, SLEEPS, program
-with sigterm_interrupts(), LocalEngine(on_line=lambda line: None) as engine:
+with LocalEngine(on_line=lambda line: None) as engine:
     engine.start(program("one", SLEEPS))
     engine.start(program("deaf", DEAF, grace_s=0.5))
     wait_ready(engine, ["one", "deaf"], 30)
@@ -239,3 +238,21 @@ def _runs(pid: int) -> bool:
         return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
+
+
+def test_a_program_that_handles_sigterm_itself_keeps_doing_so() -> None:
+    caught: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: caught.append(number))
+    try:
+        with LocalEngine():
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert caught == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_sigterm_is_given_back() -> None:
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    with pytest.raises(KeyboardInterrupt), LocalEngine():
+        signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

@@ -110,7 +110,7 @@ def test_other_paths_are_not_found_and_other_methods_are_refused(runtime: Servic
     assert get(runtime, "/etc/passwd")[0] == 404
     request = urllib.request.Request(f"http://{runtime.address}/healthz", method="POST")
     with pytest.raises(urllib.error.HTTPError, match="501") as refused:
-        urllib.request.urlopen(request, timeout=10)  # noqa: S310 - an address of this test
+        urllib.request.urlopen(request, timeout=10)
     refused.value.close()
 
 

@@ -1,0 +1,61 @@
+"""``up`` with its real services: it comes up, says so, answers, and ends cleanly."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.request
+from typing import TYPE_CHECKING, get_args
+
+import psutil
+import pytest
+
+from interlatent_live.config import ServiceName, Settings, on_free_ports
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SERVICES: tuple[ServiceName, ...] = get_args(ServiceName)
+
+
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
+def test_up_starts_everything_and_ends_it(number: signal.Signals, tmp_path: Path) -> None:
+    settings = on_free_ports(Settings())
+    log = tmp_path / "log"
+    with log.open("w") as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "interlatent_live", "up"],
+            env={**os.environ, **settings.environment(), "OMP_NUM_THREADS": "1"},
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+        )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("up: agents connect to "), log.read_text()
+        children = psutil.Process(process.pid).children(recursive=True)
+        assert len(children) == len(SERVICES)
+        for name in SERVICES:
+            base = f"http://{settings.endpoints.health(name)}"
+            with urllib.request.urlopen(f"{base}/healthz", timeout=20) as answer:
+                health = json.loads(answer.read())
+            assert health["ready"] is True
+            assert health["pid"] in {child.pid for child in children}
+            with urllib.request.urlopen(f"{base}/metrics", timeout=20) as answer:
+                assert b"interlatent_ready 1.0" in answer.read()
+        process.send_signal(number)
+        process.communicate(timeout=60)
+        assert process.returncode == 0
+        assert not any(child.is_running() for child in children)
+        events = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+        stopped = {event["service"] for event in events if event["event"] == "stopped"}
+        assert stopped >= set(SERVICES)
+        assert not any(event["event"] == "killed" for event in events)
+    finally:
+        process.kill()
