@@ -24,7 +24,7 @@ from interlatent_live.explanations.predicates import evaluate, leaf_count, to_te
 from interlatent_live.explanations.profile import FeatureProfile, build_profile
 from interlatent_live.explanations.rules import MAX_ROWS, Rule, induce_rules
 from interlatent_live.explanations.scores import score
-from interlatent_live.explanations.search import CLOCK_TERMS, TermFamilies
+from interlatent_live.explanations.search import CLOCK_TERMS, RuleScores, TermFamilies
 from interlatent_live.explanations.sequential import (
     FALSE_WITHDRAWALS_PER_MILLION,
     Watch,
@@ -260,10 +260,11 @@ class Explainer:
             claim = self._claims[feature]
             if claim.predicate is None or claim.scores is None:
                 continue
-            accuracy = claim.scores.balanced_accuracy.value
-            if null is not None and accuracy is not None and self._null is not None:
+            accuracy = claim.scores.balanced_accuracy
+            if null is not None and accuracy.value is not None and self._null is not None:
                 at = int(np.searchsorted(self._null.features, feature))
-                claim = replace(claim, p_adjusted=null.p_of(at, accuracy), null_draws=null.draws)
+                p = null.p_of(at, accuracy.value, accuracy.error)
+                claim = replace(claim, p_adjusted=p, null_draws=null.draws)
             self._claims[feature] = self._judged(claim, held_out, now_ns, stale or self._alarm)
 
     def _scored(self, claim: Claim, held_out: Evidence) -> Claim:
@@ -296,16 +297,18 @@ class Explainer:
             return None
         if known is not None and (known[0] >= at) and known[1].draws == self._null.done:
             return known[1]
-        observed = np.full(len(self._null.features), 0.5)
+        observed, errors = (np.full(len(self._null.features), x) for x in (0.5, 0.0))
         for place, feature in enumerate(self._null.features):
             claim = self._claims.get(int(feature))
             if claim is not None and claim.scores is not None:
-                observed[place] = claim.scores.balanced_accuracy.value or 0.5
+                accuracy = claim.scores.balanced_accuracy
+                observed[place] = 0.5 if accuracy.value is None else accuracy.value
+                errors[place] = accuracy.error or 0.0
         eligible = held_out.coverage().eligible()
         judged = np.array([f < len(eligible) and eligible[f] for f in self._null.features], bool)
         if not judged.any():
             return None
-        result = self._null.judge(held_out, observed, judged)
+        result = self._null.judge(held_out, RuleScores(observed, errors), judged)
         self._looked[since] = (at, result)
         return result
 

@@ -8,10 +8,10 @@ more than the autocorrelation time. The search is repeated on every draw, on the
 and B, and its rules are scored on the re-paired held-out episodes. Because the proposal does not
 change while the held-out ledger grows, its draws are made once and kept as trees.
 
-The statistic is the largest standardised balanced accuracy over features (Westfall & Young,
-*Resampling-Based Multiple Testing*, 1993, §2.3 and, for the standardising, §2.2.1): each feature is
-centred and scaled by its own draws, so that rare features with noisy scores do not set the bar for
-all.
+The statistic is the largest studentised balanced accuracy over features (Westfall & Young,
+*Resampling-Based Multiple Testing*, 1993, §2.3): each feature is centred by its own draws, which
+takes out what it owes to the clock, and divided by its clustered standard error in that very draw,
+so that rare features with noisy scores do not set the bar for all.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ import numpy as np
 from interlatent_live.explanations.rules import MAX_ROWS
 from interlatent_live.explanations.search import (
     Binned,
+    RuleScores,
     TermFamilies,
     Trees,
-    balanced_accuracy,
     bin_terms,
     choose_leaves,
     grow,
     leaf_counts,
     pair,
+    rule_scores,
 )
 
 if TYPE_CHECKING:
@@ -45,8 +46,6 @@ if TYPE_CHECKING:
 WITHIN_EPISODE_BELOW: Final = 8
 """With fewer units there are too few partners: shifts within the episode instead."""
 
-_LEAST_SCALE: Final = 0.01
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NullResult:
@@ -56,17 +55,18 @@ class NullResult:
     """[F] (1 + #{draws whose maximum is at least as large}) / (B + 1)."""
     centre: NDArray[np.float64]
     """[F] mean balanced accuracy over draws."""
-    scale: NDArray[np.float64]
-    """[F] its standard deviation over draws, at least .01."""
+    least_error: NDArray[np.float64]
+    """[F] least standard error that is believed: half of 1 / (units in which it was on + 3)."""
     maximum: NDArray[np.float64]
     """[B] largest standardised statistic of each draw."""
     draws: int
     method: str
     """``"whole-episode reassignment"`` or ``"circular shift"``."""
 
-    def p_of(self, position: int, balanced_accuracy: float) -> float:
-        """Adjusted p of another statistic for the feature at ``position``."""
-        z = (balanced_accuracy - self.centre[position]) / self.scale[position]
+    def p_of(self, position: int, balanced_accuracy: float, error: float | None) -> float:
+        """Adjusted p of another score for the feature at ``position``."""
+        scale = max(error or 0.0, self.least_error[position])
+        z = (balanced_accuracy - self.centre[position]) / scale
         return float((1 + (self.maximum >= z).sum()) / (self.draws + 1))
 
 
@@ -121,12 +121,12 @@ class NullModel:
     def judge(
         self,
         held_out: Evidence,
-        observed: NDArray[np.float64],
+        observed: RuleScores,
         judged: NDArray[np.bool_] | None = None,
         *,
         progress: Callable[[int], None] | None = None,
     ) -> NullResult:
-        """Compare observed balanced accuracies [F] on held-out rows with the draws.
+        """Compare observed scores on held-out rows with the draws.
 
         ``judged`` [F] are the features whose maximum counts (the eligible ones); others get p = 1.
 
@@ -137,30 +137,33 @@ class NullModel:
             raise ValueError("the null has no draws yet: call search() first")
         counted = np.ones(len(self.features), bool) if judged is None else judged
         method = _method(held_out)
+        units = held_out.coverage().units[self.features].astype(np.float64)
+        least = 0.5 / (units + 3.0)
         if not counted.any():
             ones = np.ones(len(self.features))
-            return NullResult(ones, ones / 2, ones, np.zeros(self.done), self.done, method)
-        statistics = np.empty((self.done, len(self.features)))
-        for number, value in enumerate(self._scores(held_out)):
-            statistics[number] = value
+            return NullResult(ones, ones / 2, least, np.zeros(self.done), self.done, method)
+        scores = np.empty((self.done + 1, len(self.features)))
+        errors = np.empty_like(scores)
+        for number, found in enumerate(self._scores(held_out)):
+            scores[number], errors[number] = found.balanced_accuracy, found.error
             if progress is not None:
                 progress(number + 1)
-        together = np.concatenate([statistics, np.nan_to_num(observed, nan=0.5)[None]])
-        centre = together.mean(0)
-        scale = np.maximum(together.std(0), _LEAST_SCALE)
-        maximum = ((statistics - centre) / scale)[:, counted].max(1)
-        z = (together[-1] - centre) / scale
-        p = (1 + (maximum[:, None] >= z[None]).sum(0)) / (self.done + 1)
-        return NullResult(np.where(counted, p, 1.0), centre, scale, maximum, self.done, method)
+        scores[-1], errors[-1] = observed.balanced_accuracy, observed.error
+        centre = scores.mean(0)
+        z = (scores - centre) / np.maximum(errors, least)
+        maximum = z[:-1, counted].max(1)
+        p = (1 + (maximum[:, None] >= z[-1][None]).sum(0)) / (self.done + 1)
+        return NullResult(np.where(counted, p, 1.0), centre, least, maximum, self.done, method)
 
-    def _scores(self, held_out: Evidence) -> Iterator[NDArray[np.float64]]:
+    def _scores(self, held_out: Evidence) -> Iterator[RuleScores]:
         binned: Binned = bin_terms(
             held_out, self._terms, edges=self._binned_a.edges, max_rows=2 * self._max_rows
         )
+        unit = held_out.unit[binned.row]
         for number, (trees, mask) in enumerate(self._rules):
             random = np.random.default_rng([self._seed, number, 1])
             on = pair(held_out, self.features, binned, partners(held_out, random)[0])
-            yield balanced_accuracy(mask, leaf_counts(trees, binned, on))
+            yield rule_scores(trees, mask, binned, on, unit=unit, n_units=held_out.n_units)
 
 
 def partners(evidence: Evidence, random: Generator) -> tuple[NDArray[np.int64], str]:

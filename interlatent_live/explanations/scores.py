@@ -34,6 +34,8 @@ class Interval:
     high: float | None = None
     reason: str = ""
     """Why a value or its bounds are missing."""
+    error: float | None = None
+    """Clustered standard error, where it can be had."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,13 +118,12 @@ def _student(
         return Interval(value, reason="one episode alone gives no interval")
     taking_part = len(influence)
     error = math.sqrt(float((influence**2).sum()) * taking_part / (taking_part - 1))
-    # A perfect score has no spread to estimate; the rule of three in units bounds it instead.
-    error = max(error, 1e-12)
     reach = float(stdtrit(units - 1, 0.5 + level / 2)) * error
     low, high = value - reach, value + reach
     if value >= 1.0 - 1e-12:
+        # A perfect score shows no spread; the rule of three in units bounds it instead.
         low = min(low, 1.0 - 3.0 / (units + 3.0) / 2)
-    return Interval(value, max(low, 0.0), min(high, 1.0))
+    return Interval(value, max(low, 0.0), min(high, 1.0), error=error)
 
 
 def score(evidence: Evidence, feature: int, predicate: Predicate) -> Scores:

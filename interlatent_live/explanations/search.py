@@ -23,7 +23,7 @@ from interlatent_live.explanations.predicates import Reduction as _Reduction
 from interlatent_live.stream import Role
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -256,9 +256,9 @@ def _screen(
         of_metric = np.flatnonzero(names == name)
         best_of = score[:, of_metric].max(1)
         bonus[np.arange(count), of_metric[np.argmax(score[:, of_metric], axis=1)]] = 1.0
-        plain = [i for i in of_metric if isinstance(binned.terms[i], Metric)]
-        for index in plain:
-            bonus[:, index] = np.maximum(bonus[:, index], 1.0 - score[:, index] + 0.99 * best_of)
+        plain = [int(i) for i in of_metric if isinstance(binned.terms[int(i)], Metric)]
+        for chosen in plain:
+            bonus[:, chosen] = np.maximum(bonus[:, chosen], 1.0 - score[:, chosen] + 0.99 * best_of)
     score += bonus
     best = np.argsort(-score, axis=1, kind="stable")[:, :kept]
     return best, np.take_along_axis(positives, best[..., None], 1).astype(np.int64), totals
@@ -397,17 +397,30 @@ def leaf_counts(
     trees: Trees, binned: Binned, on: OnRows
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """On-rows and all used rows in each leaf: two arrays [F, 8]."""
-    count = on.count
+    positives = np.bincount(
+        on.feature * LEAVES + leaf_of_on_rows(trees, binned, on), minlength=on.count * LEAVES
+    ).reshape(on.count, LEAVES)
+    totals = np.empty((on.count, LEAVES), np.int64)
+    for leaf, region in leaf_regions(trees, binned, on):
+        totals[:, leaf] = np.bitwise_count(region).sum(1, dtype=np.int64)
+    return positives, totals
+
+
+def leaf_of_on_rows(trees: Trees, binned: Binned, on: OnRows) -> NDArray[np.int64]:
+    """[nnz] leaf that each on-row falls into."""
     place = np.zeros(len(on.feature), np.int64)
     for _ in range(3):
         term = trees.term[on.feature, place]
         goes_left = binned.codes[term, on.position] <= trees.edge[on.feature, place]
         place = 2 * place + np.where(goes_left, 1, 2)
-    positives = np.bincount(on.feature * LEAVES + place - _INNER, minlength=count * LEAVES).reshape(
-        count, LEAVES
-    )
-    totals = np.empty((count, LEAVES), np.int64)
-    regions = {0: np.broadcast_to(on.used, (count, len(on.used)))}
+    return place - _INNER
+
+
+def leaf_regions(
+    trees: Trees, binned: Binned, on: OnRows
+) -> Iterator[tuple[int, NDArray[np.uint64]]]:
+    """Each leaf with its used rows, bit sets [F, W]."""
+    regions = {0: np.broadcast_to(on.used, (on.count, len(on.used)))}
     for node in range(_INNER):
         edge = trees.edge[:, node]
         bits = binned.below[trees.term[:, node], np.minimum(edge, BINS - 2)]
@@ -416,8 +429,7 @@ def leaf_counts(
         regions[2 * node + 1] = region & bits
         regions[2 * node + 2] = region & ~bits
     for leaf in range(LEAVES):
-        totals[:, leaf] = np.bitwise_count(regions[_INNER + leaf]).sum(1, dtype=np.int64)
-    return positives, totals
+        yield leaf, regions.pop(_INNER + leaf)
 
 
 def worth(
@@ -473,15 +485,66 @@ def choose_leaves(
     return best_mask
 
 
-def balanced_accuracy(
-    mask: NDArray[np.bool_], counts: tuple[NDArray[np.int64], NDArray[np.int64]]
-) -> NDArray[np.float64]:
-    """[F] (recall + 1 − false positive rate) / 2 from leaf counts; .5 where a class is missing."""
-    on, every = counts
-    positives, negatives = on.sum(1), (every - on).sum(1)
-    recall = (on * mask).sum(1) / np.maximum(positives, 1)
-    false = ((every - on) * mask).sum(1) / np.maximum(negatives, 1)
-    return np.where((positives > 0) & (negatives > 0), (recall + 1 - false) / 2, 0.5)
+@dataclass(frozen=True, slots=True, eq=False)
+class RuleScores:
+    """Balanced accuracy of F rules, with its standard error clustered by unit."""
+
+    balanced_accuracy: NDArray[np.float64]
+    """[F]; .5 where a class is missing."""
+    error: NDArray[np.float64]
+    """[F]; 0 where a class is missing."""
+
+
+def rule_scores(
+    trees: Trees,
+    mask: NDArray[np.bool_],
+    binned: Binned,
+    on: OnRows,
+    *,
+    unit: NDArray[np.integer],
+    n_units: int,
+) -> RuleScores:
+    """Score F rules (``mask`` [F, 8] leaves of trees); ``unit`` [N] ascends over binned rows.
+
+    The error is the sandwich form of :func:`interlatent_live.explanations.scores`.
+    """
+    hit_rows = mask[on.feature, leaf_of_on_rows(trees, binned, on)]
+    cell = on.feature * n_units + unit[on.position]
+    size = on.count * n_units
+    positives = np.bincount(cell, minlength=size).reshape(on.count, n_units)
+    hits = np.bincount(cell[hit_rows], minlength=size).reshape(on.count, n_units)
+    said_bits = np.zeros((on.count, len(on.used)), np.uint64)
+    for leaf, region in leaf_regions(trees, binned, on):
+        said_bits |= np.where(mask[:, leaf, None], region, np.uint64(0))
+    said = _by_unit(said_bits, binned.n_rows, unit, n_units)
+    rows = _by_unit(on.used[None], binned.n_rows, unit, n_units)
+    negatives = rows - positives
+    quiet = negatives - (said - hits)
+    total_p = positives.sum(1, keepdims=True)
+    total_n = negatives.sum(1, keepdims=True)
+    defined = (total_p > 0) & (total_n > 0)
+    recall = hits.sum(1, keepdims=True) / np.maximum(total_p, 1)
+    specificity = quiet.sum(1, keepdims=True) / np.maximum(total_n, 1)
+    influence = 0.5 * (
+        (hits - recall * positives) / np.maximum(total_p, 1)
+        + (quiet - specificity * negatives) / np.maximum(total_n, 1)
+    )
+    error = np.sqrt((influence**2).sum(1) * n_units / max(n_units - 1, 1))
+    return RuleScores(
+        np.where(defined, (recall + specificity) / 2, 0.5)[:, 0],
+        np.where(defined[:, 0], error, 0.0),
+    )
+
+
+def _by_unit(
+    bits: NDArray[np.uint64], n_rows: int, unit: NDArray[np.integer], n_units: int
+) -> NDArray[np.int64]:
+    """Rows of bit sets [F, W] in each unit, [F, n_units]."""
+    flags = np.unpackbits(bits.view(np.uint8), axis=1, count=n_rows, bitorder="little")
+    present, starts = np.unique(unit, return_index=True)
+    out = np.zeros((len(bits), n_units), np.int64)
+    out[:, present] = np.add.reduceat(flags, starts, axis=1, dtype=np.int32)
+    return out
 
 
 def _grouped(counts: NDArray[np.int64], depth: int) -> NDArray[np.int64]:

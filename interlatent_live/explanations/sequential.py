@@ -45,8 +45,11 @@ class Detector:
         for fall, log_m in zip(_FALLS, self.log_m, strict=True):
             lower = fall * self.promised
             ratio = lower / self.promised if success else (1 - lower) / (1 - self.promised)
-            updated.append(float(np.logaddexp(log_m, 0.0)) + math.log(ratio))
-        average = float(np.logaddexp.reduce(updated)) - math.log(len(updated))
+            # log(M + 1), from whichever of M and 1 is larger.
+            grown = max(log_m, 0.0) + math.log1p(math.exp(-abs(log_m)))
+            updated.append(grown + math.log(ratio))
+        top = max(updated)
+        average = top + math.log(sum(math.exp(x - top) for x in updated) / len(updated))
         alarm = self.alarm or average >= math.log(self.threshold)
         return replace(self, log_m=tuple(updated), events=self.events + 1, alarm=alarm)
 
