@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from interlatent_live.transcoders.native import LoadedTranscoder
+    from interlatent_live.wire.keys import ClientKeys
 
 DTYPES: Final = {"float32": "f4", "float16": "f2", "bfloat16": "bf2"}
 """Dtypes activations may travel in, and the wire's words for them."""
@@ -70,6 +71,7 @@ class TapOptions:
         encode_at: ``"encoder"`` sends activations; ``"agent"`` encodes them here and sends
             features.
         transcoders: what encodes each hook point under ``encode_at="agent"``.
+        keys: CURVE keys, needed for endpoints beyond this machine.
         silent_after: after how many steps a hook point that never fired is reported.
         strict: raise errors of the tap instead of counting them (for tests).
         require_oversight: reserved: act only while somebody oversees. Not offered yet.
@@ -95,6 +97,7 @@ class TapOptions:
     block_timeout_s: float = 60.0
     encode_at: str = "encoder"
     transcoders: Mapping[str, LoadedTranscoder | Path | str] | None = None
+    keys: ClientKeys | None = None
     silent_after: int = 200
     strict: bool = False
     require_oversight: bool = False

@@ -36,6 +36,7 @@ from interlatent_live.wire.sender_link import (
     StreamUp,
     Transmit,
 )
+from interlatent_live.wire.sockets import connect_dealer, receive_message, send_message
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -58,7 +59,6 @@ GREETING_S: Final = 1.0
 GOODBYE_MS: Final = 200
 ANSWERS: Final = 256
 """Most messages read in one turn."""
-MAX_ANSWER_BYTES: Final = 2**20
 
 
 class Sender:
@@ -214,9 +214,8 @@ class Sender:
         for _ in range(ANSWERS):
             if self._socket is None:
                 return
-            try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
+            frames = receive_message(self._socket)
+            if frames is None:
                 return
             try:
                 message = decode(frames)
@@ -227,14 +226,9 @@ class Sender:
             self._release(message)
 
     def _send(self, frames: Sequence[bytes]) -> bool:
-        if self._socket is None:
-            return False
-        try:
-            self._socket.send_multipart(frames, zmq.NOBLOCK, copy=True)
-        except zmq.Again:
-            return False
+        sent = self._socket is not None and send_message(self._socket, frames)
         time.sleep(0)  # as in _turn
-        return True
+        return sent
 
     def _carry_out(self, instructions: Iterable[SenderInstruction]) -> None:
         for instruction in instructions:
@@ -272,18 +266,7 @@ class Sender:
         self._close_socket(0)
         if self._context is None:
             return
-        socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
-        socket.setsockopt(zmq.LINGER, 0)
-        socket.setsockopt(zmq.MAXMSGSIZE, MAX_ANSWER_BYTES)
-        socket.setsockopt(zmq.RECONNECT_IVL, 100)
-        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
-        try:
-            socket.connect(self._endpoint)
-        except zmq.ZMQError as error:
-            socket.close(0)
-            self._error = f"{self._endpoint} is no address to connect to: {error}"
-            raise UserError(self._error) from None
-        self._socket = socket
+        self._socket = connect_dealer(self._context, self._endpoint, keys=self._options.keys)
 
     def _close_socket(self, linger_ms: int) -> None:
         if self._socket is not None:

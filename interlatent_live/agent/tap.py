@@ -512,12 +512,11 @@ class Tap:
         endpoint = self.options.endpoint
         if endpoint is None:
             return
-        if not endpoint.startswith(("tcp://", "ipc://", "inproc://")):
-            raise UserError(
-                f"the endpoint {endpoint!r} is no address; it looks like tcp://127.0.0.1:28410"
-            )
-        from interlatent_live.wire.codec import encode_hello  # noqa: PLC0415  no wire without an endpoint
+        # Without an endpoint no part of the wire is needed.
+        from interlatent_live.wire.codec import encode_hello  # noqa: PLC0415
+        from interlatent_live.wire.sockets import check_endpoint  # noqa: PLC0415
 
+        check_endpoint(endpoint, protected=self.options.keys is not None, listening=False)
         hooks = (HookPointSpec(p.name, p.d_in or 1, p.d_out or 1) for p in self.points.values())
         encode_hello(self._manifest_with(tuple(hooks)))
 
