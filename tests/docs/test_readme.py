@@ -10,9 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 LINK = re.compile(r"\[[^\]]*\]\((?!https?:|mailto:|#)([^)#\s]+)(?:#[^)]*)?\)")
 DOCUMENTS = sorted(
-    path
-    for folder in (".", "docs", "deploy")
-    for path in (ROOT / folder).glob("**/*.md" if folder != "." else "*.md")
+    [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "deploy").rglob("*.md")]
 )
 
 
