@@ -906,6 +906,11 @@ class Correlator:
         total += self._log.nbytes
         return total + (self.deep.nbytes if self.deep is not None else 0)
 
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes of rows whose episode has not ended, which come and go."""
+        return self._log.nbytes
+
     def _features(self, features: Sequence[int] | Ints | None) -> Ints:
         if features is None:
             return np.arange(self.n_features)

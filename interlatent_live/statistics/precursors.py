@@ -126,7 +126,8 @@ def judge(
         if number not in first_seen:
             first_seen.add(number)
             leads.append(float(left[alarm]) * rows.step_s)
-    fired = int(above.sum())
+    # The step of the event itself announces nothing, so per-step rates leave it out.
+    before = above & ~rows.event
     return PrecursorReport(
         name=name,
         threshold=float(threshold),
@@ -140,7 +141,7 @@ def judge(
         events=len(events),
         episodes=len(np.unique(rows.part)),
         p_fires_before=float(above[near].mean()) if near.any() else None,
-        p_event_after=float(near[above].mean()) if fired else None,
+        p_event_after=float(near[before].mean()) if before.any() else None,
         base_rate=float(near.mean()) if len(near) else 0.0,
     )
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 def save_state(state: CorrelatorState, path: Path) -> int:
     """Write a state to ``path``; returns its bytes."""
-    arrays = {name: np.ascontiguousarray(array) for name, array in state.arrays.items()}
+    arrays = {name: np.array(array, order="C") for name, array in state.arrays.items()}
     data = save(arrays, metadata={"interlatent": json.dumps(state.meta, sort_keys=True)})
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

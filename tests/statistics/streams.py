@@ -85,3 +85,9 @@ def sparse_dense(
     """Random sparse activations [n, features], float32 values as float64."""
     values = rng.exponential(size=(n, features)).astype(np.float32).astype(np.float64) + 0.125
     return np.where(rng.random((n, features)) < density, values, 0.0).astype(np.float32)
+
+
+def known(value: float | None) -> float:
+    """A value that must be defined."""
+    assert value is not None
+    return value
