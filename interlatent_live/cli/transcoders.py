@@ -195,6 +195,68 @@ def train(
         )
 
 
+def evaluate(
+    transcoders: Annotated[
+        list[Path], typer.Argument(help="Transcoders, or folders of them, of one hook point.")
+    ],
+    dataset: Annotated[Path, typer.Option(help="The dataset they were trained on.")],
+    policy: Annotated[str, typer.Option(help=_POLICY_HELP)],
+    out: Annotated[Path, typer.Option(help="Folder for report.json, report.md and report.html.")],
+    hook_point: Annotated[
+        str, typer.Option("--hook-point", "-p", help="Needed when the folders hold several.")
+    ] = "",
+    env: Annotated[
+        str, typer.Option("--env", help="Gymnasium id, if the policy does not say.")
+    ] = "",
+    episodes: Annotated[
+        int, typer.Option(min=0, help="Paired seeds with the transcoder spliced in; 0: none.")
+    ] = 100,
+    first_seed: Annotated[int, typer.Option(help="First environment seed.")] = 100_000,
+    max_steps: Annotated[int | None, typer.Option(min=1, help="Cut endless episodes.")] = None,
+) -> None:
+    """Report what transcoders are worth: reconstruction, features, stability, behaviour, gate.
+
+    Exits with 1 when a gate fails. Example:
+    interlatent-live evaluate DIR --dataset data/lander --policy lunarlander-ppo --out report
+    """
+    import torch
+    from rich.progress import Progress
+
+    from interlatent_live.errors import UserError
+    from interlatent_live.transcoders.acting import acting_policy
+    from interlatent_live.transcoders.dataset import ActivationDataset
+    from interlatent_live.transcoders.evaluation.evaluate import EvaluationSettings
+    from interlatent_live.transcoders.evaluation.evaluate import evaluate as run
+    from interlatent_live.transcoders.evaluation.report import markdown, write_report
+    from interlatent_live.transcoders.native import find_transcoders
+
+    torch.set_num_threads(1)
+    entries = {
+        entry.path: entry
+        for folder in transcoders
+        for (_, hook), found in find_transcoders(folder).items()
+        for entry in found
+        if hook_point in ("", hook)
+    }
+    if not entries:
+        raise UserError(f"there is no transcoder under {', '.join(map(str, transcoders))}")
+    settings = EvaluationSettings(episodes, first_seed, max_steps)
+    with Progress() as bar:
+        task = bar.add_task("evaluate", total=None)
+        report = run(
+            [entry.load() for entry in entries.values()],
+            ActivationDataset(dataset),
+            acting_policy(policy, environment=env),
+            settings,
+            lambda text: bar.update(task, description=text),
+        )
+    paths = write_report(report, out)
+    print(markdown(report))
+    print("written: " + ", ".join(str(path) for path in paths.values()))
+    if not all(group["gate"]["passed"] for group in report["groups"]):
+        raise typer.Exit(1)
+
+
 def _default_hook_points(module: object) -> list[str]:
     """Every hidden layer of a plain policy; other policies must name theirs."""
     from interlatent_live.errors import UserError
