@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
-
-import zmq
+from typing import TYPE_CHECKING
 
 from interlatent_live.feed.documents import Topic
 from interlatent_live.pipeline.correlator import CorrelatorCore
+from interlatent_live.services.network import Network
 from interlatent_live.services.receiver_service import FeatureService
 from interlatent_live.services.runtime import ServiceRuntime
 from interlatent_live.statistics.config import CorrelatorConfig
@@ -27,19 +26,20 @@ def serve(settings: Settings) -> None:
     Raises:
         UserError: when an endpoint is taken.
     """
-    with ServiceRuntime(
-        "correlator",
-        health=settings.endpoints.correlator_health,
-        budget=settings.buffers("correlator"),
-    ) as runtime:
-        context: zmq.Context[Any] = zmq.Context()
-        service = FeatureService("correlator", settings, context, CorrelatorShell(settings))
+    with (
+        ServiceRuntime(
+            "correlator",
+            health=settings.endpoints.correlator_health,
+            budget=settings.buffers("correlator"),
+        ) as runtime,
+        Network(settings.security.keys) as network,
+    ):
+        service = FeatureService("correlator", settings, network, CorrelatorShell(settings))
         try:
             runtime.ready()
             service.run(runtime)
         finally:
             service.close()
-            context.term()
 
 
 class CorrelatorShell:

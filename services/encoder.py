@@ -19,6 +19,7 @@ from interlatent_live.logs import get_logger
 from interlatent_live.pipeline.encoder import EncoderCore
 from interlatent_live.pipeline.library import BUILT_IN, FolderLibrary, LibraryEncode
 from interlatent_live.services.encoder_metrics import EncoderMetrics
+from interlatent_live.services.network import Network
 from interlatent_live.services.publishing import FeedPublisher
 from interlatent_live.services.receiving import RowReceiver
 from interlatent_live.services.runtime import ServiceRuntime
@@ -27,10 +28,9 @@ from interlatent_live.wire.codec import encode_features
 from interlatent_live.wire.limits import Limits
 from interlatent_live.wire.messages import StepsMessage
 from interlatent_live.wire.receiver_link import Asked, Deliver, Detached, Ended, ReceiverConfig
+from interlatent_live.wire.security import Domain
 
 if TYPE_CHECKING:
-    from typing import Any
-
     from interlatent_live.config import Settings
     from interlatent_live.services.receiving import Received
     from interlatent_live.stream import FeatureBatch
@@ -55,21 +55,18 @@ def serve(settings: Settings) -> None:
         import torch  # noqa: PLC0415 - health answers while torch loads
 
         torch.set_num_threads(settings.encoder.threads)
-        context: zmq.Context[Any] = zmq.Context()
-        shell = EncoderShell(settings, context, runtime)
-        try:
-            shell.run()
-        finally:
-            shell.close()
-            context.term()
+        with Network(settings.security.keys) as network:
+            shell = EncoderShell(settings, network, runtime)
+            try:
+                shell.run()
+            finally:
+                shell.close()
 
 
 class EncoderShell:
     """The encoder's sockets and loop."""
 
-    def __init__(
-        self, settings: Settings, context: zmq.Context[Any], runtime: ServiceRuntime
-    ) -> None:
+    def __init__(self, settings: Settings, network: Network, runtime: ServiceRuntime) -> None:
         encoder, limits = settings.encoder, settings.limits
         self._runtime = runtime
         self._log = get_logger("services.encoder")
@@ -85,10 +82,10 @@ class EncoderShell:
             clock=time.time_ns,
         )
         self._agents = RowReceiver(
-            context,
+            network,
             settings.endpoints.agents,
-            what="the encoder",
-            setting="endpoints.agents",
+            "endpoints.agents",
+            Domain.AGENTS,
             config=ReceiverConfig(
                 window_bytes=limits.agent_bytes,
                 least_bytes=min(limits.agent_bytes, 128 * 1024),
@@ -97,10 +94,10 @@ class EncoderShell:
             ),
             limits=Limits(body_bytes=limits.message_bytes),
         )
-        self._feed = FeedPublisher(context, settings.endpoints.encoder_feed, "encoder")
+        self._feed = FeedPublisher(network, settings.endpoints.encoder_feed, "encoder")
         endpoints = settings.endpoints
         self._consumers = [
-            FeatureSender(context, one, limits.consumer_bytes)
+            FeatureSender(network, one, limits.consumer_bytes)
             for one in (endpoints.correlator, endpoints.explainer, *encoder.consumers)
         ]
         self._metrics = EncoderMetrics(runtime.registry, self._core, self._consumers)

@@ -11,9 +11,7 @@ import queue
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any
-
-import zmq
+from typing import TYPE_CHECKING
 
 from interlatent_live.errors import UserError
 from interlatent_live.explanations import ExplainerConfig
@@ -21,6 +19,7 @@ from interlatent_live.feed.documents import ClaimsDocument, NarrationDocument, T
 from interlatent_live.logs import get_logger
 from interlatent_live.pipeline.calibration import load_calibrations
 from interlatent_live.pipeline.explainer import ExplainerCore, Pace, calibrations_from
+from interlatent_live.services.network import Network
 from interlatent_live.services.receiver_service import FeatureService
 from interlatent_live.services.runtime import ServiceRuntime
 from interlatent_live.services.writing import WriterThread
@@ -43,14 +42,16 @@ def serve(settings: Settings) -> None:
         UserError: when an endpoint is taken, a calibration cannot be read, or the chosen writer
             lacks its key or model.
     """
-    with ServiceRuntime(
-        "explainer",
-        health=settings.endpoints.explainer_health,
-        budget=settings.buffers("explainer"),
-    ) as runtime:
-        context: zmq.Context[Any] = zmq.Context()
+    with (
+        ServiceRuntime(
+            "explainer",
+            health=settings.endpoints.explainer_health,
+            budget=settings.buffers("explainer"),
+        ) as runtime,
+        Network(settings.security.keys) as network,
+    ):
         shell = ExplainerShell(settings)
-        service = FeatureService("explainer", settings, context, shell)
+        service = FeatureService("explainer", settings, network, shell)
         try:
             claims = shell.prepare()
             runtime.ready(writer=shell.writer, claims_prepared=claims)
@@ -58,7 +59,6 @@ def serve(settings: Settings) -> None:
                 service.run(runtime, alive=shell.check)
         finally:
             service.close()
-            context.term()
 
 
 class ExplainerShell:

@@ -5,19 +5,17 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-import zmq
-
-from interlatent_live.errors import UserError
 from interlatent_live.feed.documents import Topic, document_payload
 from interlatent_live.wire.codec import encode_document
+from interlatent_live.wire.sockets import receive_message, send_message
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import msgspec
 
-SEND_QUEUE = 200
-"""Messages kept per viewer before XPUB drops for that viewer."""
+    from interlatent_live.services.network import Network
+
 KEPT_DOCUMENTS = 512
 
 
@@ -29,20 +27,9 @@ class FeedPublisher:
     joiners are sent.
     """
 
-    def __init__(self, context: zmq.Context[Any], endpoint: str, source: str) -> None:
+    def __init__(self, network: Network, endpoint: str, source: str) -> None:
         self.source = source
-        self.socket: zmq.Socket[bytes] = context.socket(zmq.XPUB)
-        self.socket.setsockopt(zmq.LINGER, 0)
-        self.socket.setsockopt(zmq.SNDHWM, SEND_QUEUE)
-        self.socket.setsockopt(zmq.XPUB_VERBOSE, 1)
-        try:
-            self.socket.bind(endpoint)
-        except zmq.ZMQError as error:
-            self.socket.close()
-            raise UserError(
-                f"the {source} cannot publish its feed on {endpoint}: {error.strerror}; "
-                "choose another feed endpoint or stop what uses it"
-            ) from error
+        self.socket = network.publisher(endpoint, f"endpoints.{source}_feed")
         self._kept: dict[tuple[Topic, str], dict[str, Any]] = {}
         self._numbers: dict[Topic, int] = {}
 
@@ -62,12 +49,11 @@ class FeedPublisher:
     def welcome_viewers(self) -> None:
         """Answer new subscriptions with the newest documents of their topics."""
         while True:
-            try:
-                request = self.socket.recv(zmq.NOBLOCK)
-            except zmq.Again:
+            frames = receive_message(self.socket)
+            if frames is None:
                 return
-            if request[:1] == b"\x01":
-                wanted = request[1:].decode("utf-8", "replace")
+            if frames[0][:1] == b"\x01":
+                wanted = frames[0][1:].decode("utf-8", "replace")
                 for (topic, _), payload in list(self._kept.items()):
                     if topic.startswith(wanted):
                         self._publish(topic, payload)
@@ -86,5 +72,5 @@ class FeedPublisher:
         self._send([topic.value.encode(), *frames])
 
     def _send(self, frames: Sequence[bytes | memoryview]) -> None:
-        # XPUB never blocks: for a viewer whose queue is full it drops, and the viewer counts it.
-        self.socket.send_multipart(frames, zmq.NOBLOCK)
+        # XPUB never waits: for a viewer whose queue is full it drops, and the viewer counts it.
+        send_message(self.socket, frames)

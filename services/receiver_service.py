@@ -6,7 +6,7 @@ the rest is here once.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import zmq
 
@@ -17,11 +17,13 @@ from interlatent_live.services.receiving import RowReceiver
 from interlatent_live.wire.limits import Limits
 from interlatent_live.wire.messages import FeaturesMessage, StepsMessage
 from interlatent_live.wire.receiver_link import Asked, Deliver, Detached, Ended, ReceiverConfig
+from interlatent_live.wire.security import Domain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from interlatent_live.config import ServiceName, Settings
+    from interlatent_live.services.network import Network
     from interlatent_live.services.receiving import Received
     from interlatent_live.services.runtime import ServiceRuntime
     from interlatent_live.stream import FeatureBatch, Manifest
@@ -59,17 +61,17 @@ class FeatureService:
         self,
         name: ServiceName,
         settings: Settings,
-        context: zmq.Context[Any],
+        network: Network,
         handler: FeatureHandler,
     ) -> None:
         limits = settings.limits
         self._log = get_logger(f"services.{name}")
         self._handler = handler
         self._receiver = RowReceiver(
-            context,
+            network,
             getattr(settings.endpoints, name),
-            what=f"the {name}",
-            setting=f"endpoints.{name}",
+            f"endpoints.{name}",
+            Domain.SERVICES,
             config=ReceiverConfig(
                 window_bytes=limits.consumer_bytes,
                 least_bytes=min(limits.consumer_bytes, 128 * 1024),
@@ -78,7 +80,7 @@ class FeatureService:
             ),
             limits=Limits(body_bytes=limits.message_bytes),
         )
-        self._feed = FeedPublisher(context, getattr(settings.endpoints, f"{name}_feed"), name)
+        self._feed = FeedPublisher(network, getattr(settings.endpoints, f"{name}_feed"), name)
 
     def run(self, runtime: ServiceRuntime, *, alive: Callable[[], None] = lambda: None) -> None:
         """Turn until stopped; ``alive`` raises when the handler cannot go on."""

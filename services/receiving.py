@@ -6,24 +6,25 @@ features from encoders; the shell of each only says what it does with rows.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
-import zmq
+from typing import TYPE_CHECKING
 
 from interlatent_live.errors import WireError
-from interlatent_live.services.runtime import explained
 from interlatent_live.wire.clock import read_clock
 from interlatent_live.wire.codec import decode, encode_message
 from interlatent_live.wire.limits import DEFAULT_LIMITS, Limits
 from interlatent_live.wire.receiver_link import ReceiverConfig, ReceiverHub, Reply
+from interlatent_live.wire.security import Domain, speaks_for
+from interlatent_live.wire.sockets import receive_from, send_to
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from interlatent_live.services.network import Network
     from interlatent_live.wire.receiver_link import Asked, Deliver, Detached, Ended, HubInstruction
 
     Received = Asked | Deliver | Detached | Ended
 
+EXPEL_EVERY_S = 1.0
 MESSAGES_PER_TURN = 256
 """Messages read before the shell's loop gets its turn, so that a flood cannot starve it."""
 
@@ -31,48 +32,50 @@ MESSAGES_PER_TURN = 256
 class RowReceiver:
     """A bound ROUTER socket and the hub that keeps its books.
 
-    Not thread-safe. ``what`` and ``setting`` name the endpoint in the sentence for a taken port.
+    Not thread-safe. ``setting`` names the endpoint in the sentence for a taken port.
     """
 
     def __init__(
         self,
-        context: zmq.Context[Any],
+        network: Network,
         endpoint: str,
-        *,
-        what: str,
         setting: str,
+        domain: Domain,
+        *,
         config: ReceiverConfig | None = None,
         limits: Limits = DEFAULT_LIMITS,
     ) -> None:
-        self.hub = ReceiverHub(config)
+        self.hub = ReceiverHub(config, speaks_for=speaks_for)
         self._limits = limits
-        self.socket: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
-        self.socket.setsockopt(zmq.LINGER, 0)
-        self.socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
-        self.socket.setsockopt(zmq.MAXMSGSIZE, limits.message_bytes())
-        with explained(what, endpoint, setting):
-            self.socket.bind(endpoint)
+        self._network = network
+        self._expel_at = 0.0
+        self.socket = network.router(endpoint, setting, domain)
 
     def receive(self) -> Iterator[Received]:
         """What arrived: hellos to answer, rows to process, streams that went or ended."""
         for _ in range(MESSAGES_PER_TURN):
-            try:
-                frames = self.socket.recv_multipart(zmq.NOBLOCK, copy=True)
-            except zmq.Again:
+            received = receive_from(self.socket, protected=self._network.protected)
+            if received is None:
                 return
-            peer, body = frames[0], frames[1:]
-            now = read_clock()
+            now, peer = read_clock(), received.peer
             try:
-                message = decode(body, self._limits)
+                message = decode(received.frames, self._limits)
             except WireError as error:
                 yield from self._carry_out(self.hub.on_garbage(now, peer, error))
                 continue
-            size = sum(len(frame) for frame in body)
-            yield from self._carry_out(self.hub.on_message(now, peer, message, size=size))
+            yield from self._carry_out(
+                self.hub.on_message(
+                    now, peer, message, size=received.size(), user_id=received.user_id
+                )
+            )
 
     def tick(self) -> Iterator[Received]:
-        """Let time pass: acknowledge, report holes, forget the silent."""
-        yield from self._carry_out(self.hub.on_tick(read_clock()))
+        """Let time pass: acknowledge, report holes, forget the silent, expel the revoked."""
+        now = read_clock()
+        yield from self._carry_out(self.hub.on_tick(now))
+        if self._network.protected and now.mono >= self._expel_at:
+            self._expel_at = now.mono + EXPEL_EVERY_S
+            yield from self._carry_out(self.hub.expel(now, self._network.allows))
 
     def accept(self, asked: Asked) -> None:
         """Let a stream begin."""
@@ -105,9 +108,5 @@ class RowReceiver:
                 yield instruction
 
     def _reply(self, reply: Reply) -> None:
-        frames = [reply.peer, *encode_message(reply.message)]
-        try:
-            self.socket.send_multipart(frames, zmq.NOBLOCK)
-        except zmq.ZMQError:
-            # The peer went away or does not read; its own timeout makes it connect again.
-            return
+        # A peer that went away or does not read hears nothing; its own timeout brings it back.
+        send_to(self.socket, reply.peer, encode_message(reply.message))

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import zmq
 
 from interlatent_live.errors import WireError
 from interlatent_live.logs import get_logger
+from interlatent_live.services.network import LAST_WORDS_MS
 from interlatent_live.wire.clock import read_clock
 from interlatent_live.wire.codec import decode, encode_features
 from interlatent_live.wire.messages import DropReason
@@ -27,10 +28,12 @@ from interlatent_live.wire.sender_link import (
     StreamUp,
     Transmit,
 )
+from interlatent_live.wire.sockets import receive_message, send_message
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from interlatent_live.services.network import Network
     from interlatent_live.stream import FeatureBatch, Manifest
 
 
@@ -45,16 +48,16 @@ class FeatureSender:
     """One consumer of features, from the encoder's side. Not thread-safe.
 
     Args:
-        context: of the service.
+        network: of the service.
         endpoint: where the consumer is bound.
         limit_bytes: most bytes that may wait for it.
     """
 
-    def __init__(self, context: zmq.Context[Any], endpoint: str, limit_bytes: int) -> None:
+    def __init__(self, network: Network, endpoint: str, limit_bytes: int) -> None:
         self.endpoint = endpoint
         self.link = SenderLink()
         self.socket: zmq.Socket[bytes] | None = None
-        self._context = context
+        self._network = network
         self._limit = limit_bytes
         self._queue: deque[_Waiting] = deque()
         self._queued = 0
@@ -104,9 +107,7 @@ class FeatureSender:
             self._declare_hole(boot_id, steps.first_seq)
             drops = self.link.pending_drops(boot_id)
             frames = encode_features(waiting.batch, drops=drops) if drops else waiting.frames
-            try:
-                self.socket.send_multipart(frames, zmq.NOBLOCK)
-            except zmq.ZMQError:
+            if not send_message(self.socket, frames):
                 return
             size = sum(len(frame) for frame in frames)
             self.link.sent(
@@ -122,9 +123,8 @@ class FeatureSender:
     def receive(self) -> None:
         """Take in what the consumer said, then send what its credit allows."""
         while self.socket is not None:
-            try:
-                frames = self.socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.ZMQError:
+            frames = receive_message(self.socket)
+            if frames is None:
                 break
             try:
                 message = decode(frames)
@@ -157,7 +157,7 @@ class FeatureSender:
     def close(self) -> None:
         """Say goodbye and close the socket."""
         if self.socket is not None:
-            self.socket.setsockopt(zmq.LINGER, 200)
+            self.socket.setsockopt(zmq.LINGER, LAST_WORDS_MS)
         self._carry_out(self.link.close(read_clock()))
 
     def _declare_hole(self, boot_id: str, first_seq: int) -> None:
@@ -201,16 +201,9 @@ class FeatureSender:
     def _open(self) -> None:
         if self.socket is not None:
             self.socket.close()
-        self.socket = self._context.socket(zmq.DEALER)
-        self.socket.setsockopt(zmq.LINGER, 0)
-        self.socket.setsockopt(zmq.SNDHWM, 64)
-        self.socket.connect(self.endpoint)
+        self.socket = self._network.dealer(self.endpoint)
 
     def _transmit(self, frames: Sequence[bytes]) -> None:
-        if self.socket is None:
-            return
-        try:
-            self.socket.send_multipart(frames, zmq.NOBLOCK)
-        except zmq.Again:
-            # Control messages repeat themselves: a lost heartbeat or report is only late.
-            return
+        if self.socket is not None:
+            # Control messages repeat themselves: a heartbeat that finds no room is only late.
+            send_message(self.socket, frames)

@@ -52,10 +52,18 @@ def demo(
     terminal with `interlatent-live watch`. Ctrl-C ends everything.
     """
     from interlatent_live.demo.report import summary_lines
-    from interlatent_live.demo.run import DemoOptions, free_settings, run_demo, write_report
+    from interlatent_live.demo.run import (
+        DemoOptions,
+        demo_settings,
+        free_settings,
+        run_demo,
+        write_report,
+    )
     from interlatent_live.demo.screen import LiveScreen, PlainScreen
+    from interlatent_live.environments.demo_targets import demo_target
 
-    settings = free_settings(settings_of(config, assign))
+    demo_target(env)
+    settings = free_settings(demo_settings(settings_of(config, assign), env))
     if headless and steps is None:
         steps = HEADLESS_STEPS
     options = DemoOptions(env=env, steps=steps, copies=copies, hz=hz, seed=seed)
@@ -93,3 +101,28 @@ def demo_agent(
         seed=seed,
         policy=policy,
     )
+
+
+def demo_build(
+    env: EnvOption = "CartPole-v1",
+    out: Annotated[Path, typer.Option(help="Receives transcoders/ and recordings/.")] = Path(
+        "interlatent_live/data"
+    ),
+    work: Annotated[
+        Path | None,
+        typer.Option(help="Datasets and checkpoints; kept, so that a kill costs little."),
+    ] = None,
+) -> None:
+    """Make anew what the demo ships: transcoders and the recording claims are proposed from.
+
+    Needs only the built-in policy: collects, trains three seeds, keeps the one with the median
+    error, and records other episodes through it. Takes a few minutes on a laptop; killed and
+    started again, it goes on.
+    """
+    from interlatent_live.demo.build import build_demo, timed
+    from interlatent_live.environments.demo_targets import slug
+
+    folder = work or Path("out") / "demo-build" / slug(env)
+    built = build_demo(env, out, folder, timed(print))
+    for path in (*built.transcoders, built.recording):
+        print(f"wrote {path}")

@@ -23,7 +23,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from interlatent_live.agent.attach import attach
 from interlatent_live.demo.report import AgentReport
-from interlatent_live.environments.demo_targets import demo_target
+from interlatent_live.environments.demo_targets import demo_target, slug
 from interlatent_live.environments.disturbance import disturbed
 from interlatent_live.environments.metric_packs import StepMetrics, metric_pack_for
 from interlatent_live.transcoders.acting import acting_policy
@@ -111,7 +111,7 @@ def run_agent(
         target.hook_points,
         metrics=measure.specs,
         endpoint=endpoint,
-        agent=f"{env_id.partition('-')[0].lower()}-demo",
+        agent=f"{slug(env_id)}-demo",
         env=envs,
         environment=env_id,
         control_hz=hz or target.control_hz,

@@ -11,7 +11,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from interlatent_live.environments.demo_targets import demo_target
+from interlatent_live.environments.demo_targets import demo_target, slug
 from interlatent_live.recordings import RecordingWriter
 from interlatent_live.stream import FeatureBatch, HookPointSpec, Manifest
 from interlatent_live.transcoders.acting import acting_policy
@@ -42,11 +42,6 @@ class Built:
     transcoders: tuple[Path, ...]
     recording: Path
     rows: int
-
-
-def slug(environment: str) -> str:
-    """``"cartpole"`` for ``"CartPole-v1"``: the folder and file name of a target's products."""
-    return environment.partition("-")[0].lower()
 
 
 def build_demo(
@@ -138,9 +133,11 @@ def record(
         actions=tuple(actions),
     )
     hashes = {hook: transcoder.identity for hook, transcoder in transcoders.items()}
-    out.parent.mkdir(parents=True, exist_ok=True)
     rows = 0
-    with RecordingWriter(out) as writer:
+    part = out.with_suffix(".part")
+    part.unlink(missing_ok=True)
+    provenance = {"dataset": dataset.hash, "policy": policy.name, **_as_text(header.settings)}
+    with RecordingWriter(part, provenance=provenance) as writer:
         writer.write(encode_hello(manifest, transcoders=hashes), time_ns=0)
         for batch in dataset.step_batches(ROWS_PER_MESSAGE):
             codes = {
@@ -152,7 +149,12 @@ def record(
             )
             rows += len(batch.steps)
             writer.write(encode_features(features), time_ns=rows)
+    part.replace(out)
     return rows
+
+
+def _as_text(settings: Mapping[str, object]) -> dict[str, str]:
+    return {name: str(value) for name, value in settings.items()}
 
 
 def timed(say: Callable[[str], None]) -> Callable[[str], None]:

@@ -17,7 +17,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
-from interlatent_live.config import EndpointSettings, on_free_ports, split_address
+from interlatent_live.config import (
+    EndpointSettings,
+    ExplainerSettings,
+    on_free_ports,
+    split_address,
+)
 from interlatent_live.demo.report import AgentReport, headless_report
 from interlatent_live.engine.launch import service_specs
 from interlatent_live.engine.local import LocalEngine
@@ -30,6 +35,7 @@ from interlatent_live.engine.port import (
     service_command,
     wait_ready,
 )
+from interlatent_live.environments.demo_targets import slug
 from interlatent_live.errors import UserError
 from interlatent_live.feed.client import FeedClient
 from interlatent_live.feed.state import FeedState
@@ -41,6 +47,8 @@ if TYPE_CHECKING:
     from interlatent_live.engine.port import OutputLine
 
 AGENT = "demo-agent"
+RECORDINGS = Path(__file__).parent.parent / "data" / "recordings"
+NULL_DRAWS = 99
 READY_WITHIN_S = 120.0
 FINISH_WITHIN_S = 120.0
 POLL_S = 0.1
@@ -82,6 +90,22 @@ class Screen(Protocol):
     def update(self, state: FeedState) -> None:
         """The state has moved."""
         ...
+
+
+def demo_settings(settings: Settings, env: str) -> Settings:
+    """The settings with the demo's own calibration and null, where the user chose none.
+
+    The null has fewer draws than a publication wants, so that a minute is enough; every report
+    says how many.
+    """
+    explainer = settings.explainer
+    changes: dict[str, Any] = {}
+    if explainer.calibration is None:
+        changes["calibration"] = RECORDINGS / f"{slug(env)}.mcap"
+    if explainer.null_draws == ExplainerSettings().null_draws:
+        changes["null_draws"] = NULL_DRAWS
+    explainer = explainer.model_copy(update=changes)
+    return settings.model_copy(update={"explainer": explainer})
 
 
 def free_settings(settings: Settings) -> Settings:

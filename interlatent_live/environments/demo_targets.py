@@ -56,7 +56,7 @@ DEMO_TARGETS: Mapping[str, DemoTarget] = {
         DemoTarget(
             environment="CartPole-v1",
             policy="cartpole",
-            hook_points=("hidden.0", "hidden.1"),
+            hook_points=("hidden.1",),
             n_features=128,
             k=8,
             training_steps=1500,
@@ -72,7 +72,7 @@ DEMO_TARGETS: Mapping[str, DemoTarget] = {
         DemoTarget(
             environment="LunarLander-v3",
             policy="lunarlander-ppo",
-            hook_points=("hidden.0", "hidden.1"),
+            hook_points=("hidden.1",),
             n_features=128,
             k=8,
             training_steps=1500,
@@ -98,3 +98,8 @@ def demo_target(environment: str) -> DemoTarget:
     if environment not in DEMO_TARGETS:
         raise UserError(f"the demo has no target {environment!r}; it has {', '.join(DEMO_TARGETS)}")
     return DEMO_TARGETS[environment]
+
+
+def slug(environment: str) -> str:
+    """``"cartpole"`` for ``"CartPole-v1"``: the folder and file name of a target's products."""
+    return environment.partition("-")[0].lower()

@@ -18,14 +18,16 @@ from interlatent_live.errors import WireError
 from interlatent_live.feed.documents import Topic, parse_document
 from interlatent_live.wire.codec import decode
 from interlatent_live.wire.messages import Document, FeaturesMessage
+from interlatent_live.wire.sockets import connect_subscriber, receive_message
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from types import TracebackType
 
     from interlatent_live.stream import FeatureBatch
+    from interlatent_live.wire.keys import ClientKeys
 
-RECEIVE_QUEUE = 1000
+MESSAGES_PER_TURN = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,24 +54,27 @@ class FeedClient:
         endpoints: XPUB endpoints of the encoder, correlator and explainer.
         topics: what to subscribe to; everything by default. Without ``FEATURES`` the traffic is a
             few documents a second.
+        keys: a viewer's key, for feeds beyond this machine.
 
     Not thread-safe, like the sockets inside. Endpoints that nobody serves yet are fine: the sockets
     connect when somebody does.
     """
 
-    def __init__(self, endpoints: Sequence[str], topics: Sequence[Topic] = tuple(Topic)) -> None:
+    def __init__(
+        self,
+        endpoints: Sequence[str],
+        topics: Sequence[Topic] = tuple(Topic),
+        *,
+        keys: ClientKeys | None = None,
+    ) -> None:
         self.counters = FeedCounters()
         self._context = zmq.Context()
         self._poller = zmq.Poller()
         self._sockets: list[zmq.Socket[bytes]] = []
         self._next: dict[tuple[str, str], int] = {}
+        words = [topic.value for topic in topics]
         for endpoint in endpoints:
-            socket = self._context.socket(zmq.SUB)
-            socket.setsockopt(zmq.LINGER, 0)
-            socket.setsockopt(zmq.RCVHWM, RECEIVE_QUEUE)
-            for topic in topics:
-                socket.setsockopt(zmq.SUBSCRIBE, topic.value.encode())
-            socket.connect(endpoint)
+            socket = connect_subscriber(self._context, endpoint, words, keys=keys)
             self._poller.register(socket, zmq.POLLIN)
             self._sockets.append(socket)
 
@@ -101,10 +106,9 @@ class FeedClient:
                 return
 
     def _drain(self, socket: zmq.Socket[bytes]) -> Iterator[FeedEvent]:
-        for _ in range(RECEIVE_QUEUE):
-            try:
-                frames = socket.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
+        for _ in range(MESSAGES_PER_TURN):
+            frames = receive_message(socket)
+            if frames is None:
                 return
             event = self._event(frames)
             if event is not None:

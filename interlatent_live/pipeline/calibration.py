@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from interlatent_live.errors import UserError
 from interlatent_live.explanations.evidence import EvidenceStore
 from interlatent_live.pipeline.explainer import Calibration
+from interlatent_live.recordings import read_recording
 from interlatent_live.wire.messages import FeaturesMessage, Hello
 
 if TYPE_CHECKING:
@@ -28,8 +29,6 @@ def load_calibrations(files: Sequence[Path]) -> list[Calibration]:
 
 def load_calibration(file: Path) -> list[Calibration]:
     """Evidence of every hook point in one recording of features; see :func:`load_calibrations`."""
-    from interlatent_live.recordings import read_recording
-
     manifest: Manifest | None = None
     store: EvidenceStore | None = None
     for recorded in read_recording(file):

@@ -210,17 +210,24 @@ class ExplainerCore:
         """Narrate, rescore or search the null, whichever is due."""
         now, explainer = self._clock(), inquiry.explainer
         if inquiry.unscored_rows and now >= inquiry.narrate_due_ns:
-            inquiry.narrate_due_ns = now + int(self._pace.narrate_s * SECOND_NS)
-            return [*self._narration(inquiry)]
+            narration = [*self._narration(inquiry)]
+            inquiry.narrate_due_ns = self._next(now, self._pace.narrate_s)
+            return narration
         if inquiry.unscored_rows and now >= inquiry.rescore_due_ns:
             explainer.rescore(now)
             inquiry.unscored_rows = 0
-            inquiry.rescore_due_ns = self._clock() + int(self._pace.rescore_s * SECOND_NS)
-            return [self._claims(inquiry)]
+            claims = self._claims(inquiry)
+            inquiry.rescore_due_ns = self._next(now, self._pace.rescore_s)
+            return [claims]
         if explainer.null_draws_done < self._config.null_draws:
             explainer.search_null(self._pace.null_draws_at_once)
             return []
         return None
+
+    def _next(self, began_ns: int, every_s: float) -> int:
+        """When to do it again: at its pace, and never for more than a fifth of the time."""
+        took_ns = self._clock() - began_ns
+        return began_ns + max(int(every_s * SECOND_NS), 5 * took_ns)
 
     def _finish(self, inquiry: _Inquiry) -> list[Document]:
         """The last look at a run that has ended."""

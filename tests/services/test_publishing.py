@@ -5,28 +5,30 @@ import pytest
 import zmq
 
 from interlatent_live.errors import UserError
-from interlatent_live.feed.client import FeedClient
+from interlatent_live.feed.client import FeedClient, FeedEvent
 from interlatent_live.feed.documents import Topic
+from interlatent_live.services.network import Network
 from interlatent_live.services.publishing import FeedPublisher
 from interlatent_live.wire.codec import encode_features
+from interlatent_live.wire.sockets import bound_endpoint
 from tests.support.feeds import agents_document, claim, claims_document, feature_batch
 
 
 @pytest.fixture
 def publisher(tmp_path):
-    context = zmq.Context()
-    publisher = FeedPublisher(context, f"ipc://{tmp_path}/feed", "encoder")
-    yield publisher
-    publisher.close()
-    context.term()
+    folder = tmp_path / "sockets"
+    with Network(None) as network:
+        publisher = FeedPublisher(network, f"ipc://{folder}/feed", "encoder")
+        yield publisher
+        publisher.close()
 
 
 def endpoint(publisher):
-    return publisher.socket.getsockopt(zmq.LAST_ENDPOINT).rstrip(b"\0").decode()
+    return bound_endpoint(publisher.socket)
 
 
 def wait_for(client, publisher, count, tick=lambda: None, timeout_s=5.0):
-    found = []
+    found: list[FeedEvent] = []
     deadline = time.monotonic() + timeout_s
     while len(found) < count and time.monotonic() < deadline:
         publisher.welcome_viewers()
@@ -79,11 +81,10 @@ def test_garbage_on_the_feed_is_counted_not_raised(publisher):
 
 
 def test_a_used_endpoint_is_one_sentence():
-    context = zmq.Context()
-    taken = FeedPublisher(context, "tcp://127.0.0.1:*", "encoder")
-    try:
-        with pytest.raises(UserError, match=r"cannot publish its feed on tcp://127\.0\.0\.1:\d+"):
-            FeedPublisher(context, endpoint(taken), "encoder")
-    finally:
-        taken.close()
-        context.term()
+    with Network(None) as network:
+        taken = FeedPublisher(network, "tcp://127.0.0.1:*", "encoder")
+        try:
+            with pytest.raises(UserError, match=r"endpoints\.encoder_feed: .* is in use"):
+                FeedPublisher(network, endpoint(taken), "encoder")
+        finally:
+            taken.close()
