@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -95,7 +96,11 @@ def test_the_wheel_carries_every_module_prompt_and_data_file(wheel: Path) -> Non
         for room, source in (("services", ROOT / "services"), ("prompts", ROOT / "prompts"))
         for path in source.rglob("*")
     } | {f"interlatent_live/{path.relative_to(package)}" for path in package.rglob("*")}
-    wanted = {name for name in expected if (ROOT / name).is_file() and "__pycache__" not in name}
+    wanted = {
+        name
+        for name in expected
+        if (ROOT / name).is_file() and not re.search(r"(^|/)(\.|__pycache__)", name)
+    }
     assert len(wanted) > 50
     assert wanted - inside == set()
     assert any(name.startswith("interlatent_live/data/policies/cartpole/") for name in inside)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import os
 import re
 import subprocess
@@ -32,16 +33,27 @@ Node = TypeVar("Node", bound=ast.AST)
 GENERIC = {"services", "prompts", "tests", "deploy", "examples"}
 
 
-def trees() -> Iterator[tuple[str, ast.Module]]:
-    for path in SOURCES:
-        yield str(path.relative_to(ROOT)), ast.parse(path.read_text(encoding="utf-8"))
+@functools.cache
+def trees() -> list[tuple[str, ast.Module]]:
+    return [
+        (str(path.relative_to(ROOT)), ast.parse(path.read_text(encoding="utf-8")))
+        for path in SOURCES
+    ]
+
+
+@functools.cache
+def interesting() -> list[tuple[str, ast.AST]]:
+    """Every import and call, from one walk through everything."""
+    return [
+        (f"{name}:{node.lineno}", node)
+        for name, tree in trees()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom | ast.Call)
+    ]
 
 
 def nodes(kind: type[Node]) -> Iterator[tuple[str, Node]]:
-    for name, tree in trees():
-        for node in ast.walk(tree):
-            if isinstance(node, kind):
-                yield f"{name}:{getattr(node, 'lineno', 0)}", node
+    return ((where, node) for where, node in interesting() if isinstance(node, kind))
 
 
 def called(node: ast.Call) -> str:
