@@ -11,6 +11,7 @@ from interlatent_live.statistics.precursors import (
     judge,
     onsets,
 )
+from tests.statistics.streams import known
 
 
 def episodes(count=40, length=200, lead=12, seed=0):
