@@ -73,7 +73,7 @@ def webpage(report: dict[str, Any]) -> str:
     Raises:
         UserError: when matplotlib is not installed.
     """
-    plots = "".join(
+    figures = "".join(
         f'<figure><img alt="{html.escape(title)}" src="data:image/png;base64,{data}">'
         f"<figcaption>{html.escape(title)}</figcaption></figure>"
         for title, data in plots(report)
@@ -86,7 +86,7 @@ def webpage(report: dict[str, Any]) -> str:
         "margin:2rem auto;padding:0 1rem}table{border-collapse:collapse;margin:1rem 0}"
         "td,th{border:1px solid #bbb;padding:.2rem .5rem;text-align:right}"
         "td:first-child,th:first-child{text-align:left}figure{display:inline-block;margin:.5rem}"
-        f"img{{max-width:34rem}}</style></head><body>{body}<h2>Plots</h2>{plots}</body></html>\n"
+        f"img{{max-width:34rem}}</style></head><body>{body}<h2>Plots</h2>{figures}</body></html>\n"
     )
 
 
