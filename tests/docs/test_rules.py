@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import ast
 import functools
+import itertools
 import os
 import re
 import subprocess
 import sys
+import tomllib
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import pytest
 import typer.main
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from interlatent_live.cli.main import app
 from interlatent_live.config import EndpointSettings, Settings, leaves
@@ -29,6 +34,7 @@ SOURCES = sorted(
 )
 FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal", "joblib"}
 FORBIDDEN_CALLS = {"eval", "exec", "recv_pyobj", "send_pyobj"}
+ONLY_WHERE_PRESENT = {"triton"}  # comes with CUDA builds of torch
 Node = TypeVar("Node", bound=ast.AST)
 GENERIC = {"services", "prompts", "tests", "deploy", "examples"}
 
@@ -110,6 +116,25 @@ def _true(node: ast.expr) -> bool:
 
 def test_no_generic_name_is_imported() -> None:
     assert [found for found in imported() if found[1] in GENERIC] == []
+
+
+def test_everything_imported_is_a_declared_dependency() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = [*project["dependencies"], *itertools.chain(*project["optional-dependencies"].values())]
+    declared = {canonicalize_name(Requirement(line).name) for line in lines}
+    owners = metadata.packages_distributions()
+    foreign = {
+        (where, name)
+        for where, name in imported()
+        if name not in sys.stdlib_module_names | ONLY_WHERE_PRESENT | {"interlatent_live", "."}
+    }
+    assert len(foreign) > 20
+    undeclared = {
+        found
+        for found in foreign
+        if not declared & {canonicalize_name(owner) for owner in owners.get(found[1], [])}
+    }
+    assert undeclared == set()
 
 
 def test_only_the_command_line_prints() -> None:
