@@ -10,8 +10,10 @@ change while the held-out ledger grows, its draws are made once and kept as tree
 
 The statistic is the largest studentised balanced accuracy over features (Westfall & Young,
 *Resampling-Based Multiple Testing*, 1993, §2.3): each feature is centred by its own draws, which
-takes out what it owes to the clock, and divided by its clustered standard error in that very draw,
-so that rare features with noisy scores do not set the bar for all.
+takes out what it owes to the clock, and divided by the root of its variance over draws, its squared
+clustered standard error in that very draw, and a floor, so that rare features with noisy scores do
+not set the bar for all. Among denominators this one left the lightest tails on real policies (95 %
+quantiles of the maximum: 2.1–2.5, against 5.9–9.2 with the standard error alone).
 """
 
 from __future__ import annotations
@@ -55,8 +57,11 @@ class NullResult:
     """[F] (1 + #{draws whose maximum is at least as large}) / (B + 1)."""
     centre: NDArray[np.float64]
     """[F] mean balanced accuracy over draws."""
-    least_error: NDArray[np.float64]
-    """[F] least standard error that is believed: half of 1 / (units in which it was on + 3)."""
+    spread: NDArray[np.float64]
+    """[F] standard deviation over draws, and the floor: half of 1 / (units in which it was on + 3).
+
+    Root of the sum of their squares.
+    """
     maximum: NDArray[np.float64]
     """[B] largest standardised statistic of each draw."""
     draws: int
@@ -65,7 +70,7 @@ class NullResult:
 
     def p_of(self, position: int, balanced_accuracy: float, error: float | None) -> float:
         """Adjusted p of another score for the feature at ``position``."""
-        scale = max(error or 0.0, self.least_error[position])
+        scale = np.hypot(error or 0.0, self.spread[position])
         z = (balanced_accuracy - self.centre[position]) / scale
         return float((1 + (self.maximum >= z).sum()) / (self.draws + 1))
 
@@ -150,10 +155,11 @@ class NullModel:
                 progress(number + 1)
         scores[-1], errors[-1] = observed.balanced_accuracy, observed.error
         centre = scores.mean(0)
-        z = (scores - centre) / np.maximum(errors, least)
+        spread = np.hypot(scores.std(0), least)
+        z = (scores - centre) / np.hypot(errors, spread)
         maximum = z[:-1, counted].max(1)
         p = (1 + (maximum[:, None] >= z[-1][None]).sum(0)) / (self.done + 1)
-        return NullResult(np.where(counted, p, 1.0), centre, least, maximum, self.done, method)
+        return NullResult(np.where(counted, p, 1.0), centre, spread, maximum, self.done, method)
 
     def _scores(self, held_out: Evidence) -> Iterator[RuleScores]:
         binned: Binned = bin_terms(

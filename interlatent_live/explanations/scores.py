@@ -86,18 +86,10 @@ def unit_counts(
 
 def balanced_accuracy_interval(counts: UnitCounts, level: float = 0.95) -> Interval:
     """(recall + specificity) / 2 with its clustered interval, clipped to [0, 1]."""
-    positives, rows = float(counts.on.sum()), float(counts.rows.sum())
-    negatives = rows - positives
-    if positives == 0 or negatives == 0:
+    value, influence = _influence(counts)
+    if value is None:
         return Interval(None, reason="the feature was never, or always, on")
-    recall = counts.hit.sum() / positives
-    off = counts.rows - counts.on
-    quiet = off - (counts.said - counts.hit)
-    specificity = quiet.sum() / negatives
-    influence = 0.5 * (
-        (counts.hit - recall * counts.on) / positives + (quiet - specificity * off) / negatives
-    )
-    return _student(float(recall + specificity) / 2, influence, counts.on, level)
+    return _student(value, influence, counts.on, level)
 
 
 def precision_interval(counts: UnitCounts, level: float = 0.95) -> Interval:
@@ -110,8 +102,40 @@ def precision_interval(counts: UnitCounts, level: float = 0.95) -> Interval:
     return _student(precision, influence, counts.said, level)
 
 
+def balanced_accuracy_difference(first: UnitCounts, second: UnitCounts) -> Interval:
+    """Balanced accuracy of the first minus that of the second, on the same rows, clustered."""
+    values, influences = [], []
+    for counts in (first, second):
+        value, influence = _influence(counts)
+        if value is None:
+            return Interval(None, reason="the feature was never, or always, on")
+        values.append(value)
+        influences.append(influence)
+    return _student(values[0] - values[1], influences[0] - influences[1], first.on, 0.95, -1.0)
+
+
+def _influence(counts: UnitCounts) -> tuple[float | None, NDArray[np.float64]]:
+    """Balanced accuracy and what each unit moves it by, to first order."""
+    positives, rows = float(counts.on.sum()), float(counts.rows.sum())
+    negatives = rows - positives
+    if positives == 0 or negatives == 0:
+        return None, np.zeros(len(counts.on))
+    recall = counts.hit.sum() / positives
+    off = counts.rows - counts.on
+    quiet = off - (counts.said - counts.hit)
+    specificity = quiet.sum() / negatives
+    influence = 0.5 * (
+        (counts.hit - recall * counts.on) / positives + (quiet - specificity * off) / negatives
+    )
+    return float(recall + specificity) / 2, influence
+
+
 def _student(
-    value: float, influence: NDArray[np.float64], weight: NDArray[np.float64], level: float
+    value: float,
+    influence: NDArray[np.float64],
+    weight: NDArray[np.float64],
+    level: float,
+    least: float = 0.0,
 ) -> Interval:
     units = int((weight > 0).sum())
     if units < 2:
@@ -120,10 +144,10 @@ def _student(
     error = math.sqrt(float((influence**2).sum()) * taking_part / (taking_part - 1))
     reach = float(stdtrit(units - 1, 0.5 + level / 2)) * error
     low, high = value - reach, value + reach
-    if value >= 1.0 - 1e-12:
+    if value >= 1.0 - 1e-12 and least == 0.0:
         # A perfect score shows no spread; the rule of three in units bounds it instead.
         low = min(low, 1.0 - 3.0 / (units + 3.0) / 2)
-    return Interval(value, max(low, 0.0), min(high, 1.0), error=error)
+    return Interval(value, max(low, least), min(high, 1.0), error=error)
 
 
 def score(evidence: Evidence, feature: int, predicate: Predicate) -> Scores:
