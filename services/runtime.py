@@ -32,7 +32,7 @@ from prometheus_client import CollectorRegistry, Gauge, Info, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from interlatent_live import __version__
-from interlatent_live.config import split_address
+from interlatent_live.config import is_loopback, split_address
 from interlatent_live.engine.local import PARENT_PIPE_VARIABLE
 from interlatent_live.errors import UserError
 from interlatent_live.logs import get_logger
@@ -311,6 +311,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         runtime = self.server.runtime
+        if not self._asked_by_its_name():
+            self._send(HTTPStatus.FORBIDDEN, "text/plain", b"unknown host\n")
+            return
         health = runtime.health()
         match self.path.partition("?")[0]:
             case "/healthz":
@@ -322,6 +325,17 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 self._send(HTTPStatus.OK, CONTENT_TYPE_LATEST, body)
             case _:
                 self._send(HTTPStatus.NOT_FOUND, "text/plain", b"/healthz, /metrics\n")
+
+    def _asked_by_its_name(self) -> bool:
+        """Whether the request is for this machine, as far as its Host header says.
+
+        A page in a browser here could otherwise read these answers by having its own name resolve
+        to 127.0.0.1. Opened to other machines, it is asked by names that it can't know.
+        """
+        if not is_loopback(str(self.server.server_address[0])):
+            return True
+        host = self.headers.get("Host", "")
+        return is_loopback(split_address(host)[0] or host)
 
     def _answer(self, good: bool, health: dict[str, Any]) -> None:  # noqa: FBT001 - private
         status = HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE

@@ -31,7 +31,6 @@ class WriterThread:
 
     def __init__(self, options: ExplainerSettings) -> None:
         self._log = get_logger("services.writing")
-        self._loop = asyncio.new_event_loop()
         self._writer = make_writer(
             options.writer,
             model=options.model,
@@ -39,6 +38,7 @@ class WriterThread:
             budget=Budget(Limits(dollars=options.money_limit)),
             timeout_s=options.request_timeout_s,
         )
+        self._loop = asyncio.new_event_loop()
         self._done: deque[tuple[Key, Draft]] = deque()
         self._waiting = 0
         self._thread = threading.Thread(target=self._run, name="write", daemon=True)

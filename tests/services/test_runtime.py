@@ -114,6 +114,28 @@ def test_other_paths_are_not_found_and_other_methods_are_refused(runtime: Servic
     refused.value.close()
 
 
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1", 503),
+        ("127.0.0.1:8", 503),
+        ("localhost:8", 503),
+        ("[::1]:8", 503),
+        ("evil.example:8", 403),
+        ("localhost.evil.example", 403),
+        ("", 403),
+    ],
+)
+def test_a_page_under_another_name_can_not_read_health(
+    runtime: ServiceRuntime, host: str, status: int
+) -> None:
+    request = urllib.request.Request(f"http://{runtime.address}/healthz", headers={"Host": host})
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request, timeout=10)
+    refused.value.close()
+    assert refused.value.code == status
+
+
 def test_a_port_in_use_is_one_sentence_with_the_setting(runtime: ServiceRuntime) -> None:
     with (
         pytest.raises(UserError, match=r"listens there already; .* endpoints\.explainer_health"),

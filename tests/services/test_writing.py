@@ -1,0 +1,96 @@
+"""The thread that asks a language model, against a server on loopback that speaks both APIs."""
+
+import asyncio
+import threading
+import time
+
+import pytest
+
+from interlatent_live.config import resolve
+from interlatent_live.errors import UserError
+from interlatent_live.explanations.predicates import to_text
+from interlatent_live.services.writing import WriterThread
+from tests.explanations.test_writers import profile
+from tests.support.fake_llm import fake_llm
+
+
+class Server:
+    """``fake_llm`` on a loop of its own."""
+
+    def __init__(self, *script):
+        self._script = script
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
+
+    async def _run(self):
+        async with fake_llm(*self._script) as self.llm:
+            self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+            self._ready.set()
+            await self._stop.wait()
+
+    def __enter__(self):
+        self._thread.start()
+        assert self._ready.wait(10)
+        return self.llm
+
+    def __exit__(self, *error):
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(10)
+
+
+def options(kind, url, **changes):
+    flags = {"explainer.writer": kind, "explainer.model": "small", "explainer.base_url": url}
+    return resolve(flags=flags | changes, environment={}).settings.explainer
+
+
+def answers(writer, count, timeout_s=20.0):
+    found = []
+    deadline = time.monotonic() + timeout_s
+    while len(found) < count and time.monotonic() < deadline:
+        found.extend(writer.finished())
+        time.sleep(0.01)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["openai", "anthropic"])
+def test_drafts_come_back_under_their_keys(kind, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "x")
+    monkeypatch.setenv("ANTHROPIC_API_KEY", "x")
+    with Server() as llm:
+        url = llm.openai_url if kind == "openai" else llm.anthropic_url
+        writer = WriterThread(options(kind, url))
+        writer.start()
+        try:
+            assert writer.idle
+            writer.ask(("run", "hook", 3), profile())
+            assert not writer.idle
+            ((key, draft),) = answers(writer, 1)
+            assert writer.idle
+        finally:
+            writer.stop()
+    assert key == ("run", "hook", 3)
+    assert draft.writer.startswith(kind)
+    assert draft.predicate is not None
+    assert "> 0.5" in to_text(draft.predicate)
+    assert len(llm.requests) >= 1
+
+
+def test_a_hanging_model_does_not_keep_the_service_from_stopping(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "x")
+    with Server("hang", "hang", "hang") as llm:
+        writer = WriterThread(options("openai", llm.openai_url))
+        writer.start()
+        writer.ask(("run", "hook", 3), profile())
+        time.sleep(0.2)
+        began = time.monotonic()
+        writer.stop()
+        assert time.monotonic() - began < 4
+
+
+def test_a_missing_key_is_one_sentence(monkeypatch):
+    monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
+    settings = resolve(
+        flags={"explainer.writer": "anthropic", "explainer.model": "m"}, environment={}
+    ).settings
+    with pytest.raises(UserError, match="ANTHROPIC_API_KEY"):
+        WriterThread(settings.explainer)
