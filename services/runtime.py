@@ -335,7 +335,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if not is_loopback(str(self.server.server_address[0])):
             return True
         host = self.headers.get("Host", "")
-        return is_loopback(split_address(host)[0] or host)
+        return is_loopback(split_address(host)[0] or host.strip("[]"))
 
     def _answer(self, good: bool, health: dict[str, Any]) -> None:  # noqa: FBT001 - private
         status = HTTPStatus.OK if good else HTTPStatus.SERVICE_UNAVAILABLE

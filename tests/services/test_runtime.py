@@ -121,6 +121,7 @@ def test_other_paths_are_not_found_and_other_methods_are_refused(runtime: Servic
         ("127.0.0.1:8", 503),
         ("localhost:8", 503),
         ("[::1]:8", 503),
+        ("[::1]", 503),
         ("evil.example:8", 403),
         ("localhost.evil.example", 403),
         ("", 403),
