@@ -1,9 +1,10 @@
 """What the rolling correlator costs per step, beside what people would otherwise write.
 
-Side by side in one run, on one core, 8 metrics, k = 32, batches of 64: the core statistics (moments,
-density, on/off means) against a batched Chan merge in dense NumPy doing the same job, river and a
-pandas-rolling user; the full default profile; the cost from 2,048 to 131,072 features for Zipf and for
-uniform activity; bytes held against bytes computed. ``device="cuda"`` adds the device update.
+Side by side in one run, on one core, 8 metrics, k = 32, batches of 64: the core statistics
+(moments, density, on/off means) against a batched Chan merge in dense NumPy doing the same job,
+river and a pandas-rolling user; the full default profile; the cost from 2,048 to 131,072 features
+for Zipf and for uniform activity; bytes held against bytes computed. ``device="cuda"`` adds the
+device update.
 """
 
 from __future__ import annotations
@@ -193,7 +194,9 @@ def _core_against_dense(width: int, goal: str, rounds: int) -> list[BenchRow]:
         (codes.dense().astype(np.float64), steps.metrics)
         for steps, codes in stream.batches(0, dense_batches)
     ]
-    ours, theirs, short = [], [], []
+    ours: list[float] = []
+    theirs: list[float] = []
+    short: list[float] = []
     for round_ in range(rounds + 1):
         ours.append(_time_correlator(correlator, stream, round_ * 200, 200))
         for target, groups, into in ((same_job, True, theirs), (pearson_only, False, short)):
@@ -228,9 +231,7 @@ def _full(rounds: int, *, quick: bool) -> list[BenchRow]:
     for steps, codes in stream.batches(0, warm):
         correlator.update(steps, codes)
     count = 100 if quick else 400
-    taken = [
-        _time_correlator(correlator, stream, warm + i * count, count) for i in range(rounds)
-    ]
+    taken = [_time_correlator(correlator, stream, warm + i * count, count) for i in range(rounds)]
     return [
         bench_row(
             f"full default profile, F={width:,}: throughput", 1e6 / median(taken), "steps/s",
@@ -267,7 +268,7 @@ def _scaling(rounds: int) -> list[BenchRow]:
 
 
 def _peers(notes: list[str]) -> list[BenchRow]:
-    """river (one object per pair) and a pandas-rolling user; absent packages are said, not hidden."""
+    """Time river (one object per pair) and pandas rolling; an absent package is said in a note."""
     width = 2048
     stream = make_stream(width, zipf=True, batches=64)
     correlator = Correlator(SPECS, width, CorrelatorConfig.core())
@@ -357,7 +358,7 @@ def _queries() -> list[BenchRow]:
     correlator.finish()
     questions: tuple[tuple[str, Callable[[], object]], ...] = (
         ("profile of one feature", lambda: correlator.profile(3)),
-        ("table of all features", lambda: correlator.table()),
+        ("table of all features", correlator.table),
         ("first page of 50 of all pairs", lambda: query_profiles(correlator, ProfileQuery())),
     )
     out = []

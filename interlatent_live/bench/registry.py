@@ -9,4 +9,8 @@ from __future__ import annotations
 
 from typing import Final
 
-BENCHES: Final[dict[str, str]] = {}
+BENCHES: Final[dict[str, str]] = {
+    "calibration": "interlatent_live.bench.calibration:run",
+    "correlator": "interlatent_live.bench.correlator:run",
+    "hook": "interlatent_live.bench.hook:run",
+}

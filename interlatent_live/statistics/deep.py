@@ -299,7 +299,7 @@ class Deep:
         copies: int,
     ) -> None:
         """The wider of jackknife and ACF, carried from the closed rows to the window."""
-        se_jack, r_units, groups, _ = en.jackknife_se(self.units, own)
+        se_jack, r_units, freedom, groups = en.jackknife_se(self.units, own)
         rho_a, rho_d = en.autocorrelations(self.acf, self.units, own)
         total = float(self.units.rows.sum())
         factor = en.bartlett_factor(self.config.acf_lags, rho_a, rho_d, self.acf.pairs)
@@ -316,8 +316,7 @@ class Deep:
             design = np.maximum(total / n_jack_all, 1.0)
             n_jack = kish / design
         trusted = np.isfinite(n_jack) & np.isfinite(r_units)
-        freedom_jack = float(max(groups - 1, 1))
-        t_jack = en.t_quantile(self.config.confidence, freedom_jack)
+        t_jack = en.t_quantile(self.config.confidence, freedom)[:, None]
         t_acf = en.t_quantile(self.config.confidence, np.maximum(n_acf - 2, 1.0))
         half_acf = np.where(n_acf > 3.5, t_acf / np.sqrt(np.maximum(n_acf - 3, 0.5)), np.inf)
         with np.errstate(invalid="ignore"):

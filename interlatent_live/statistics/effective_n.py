@@ -44,40 +44,48 @@ def jackknife_groups(units: UnitSums) -> tuple[Ints, int, bool]:
     return np.arange(len(by_episode)), len(by_episode), False
 
 
-def jackknife_se(units: UnitSums, features: Ints) -> tuple[Floats, Floats, int, bool]:
+def gather(table: Floats, groups: Ints, count: int) -> Floats:
+    """[count, …] sums of a table's units by group; the table itself when each is its own."""
+    if count == len(groups):
+        return table[: len(groups)]
+    out = np.zeros((count, *table.shape[1:]))
+    np.add.at(out, groups, table[: len(groups)])
+    return out
+
+
+def jackknife_se(units: UnitSums, features: Ints) -> tuple[Floats, Floats, Floats, int]:
     """Standard error of Fisher's z per feature × metric from leaving out one group at a time.
 
     Delete-m_j jackknife for groups of unequal size: with h_j = N / n_j and pseudo-values
     h_j θ − (h_j − 1) θ_(−j), var = (1/g) Σ_j (pseudo_j − θ_J)² / (h_j − 1) (Busing, Meijer &
     van der Leeden 1999, eq. 8).
 
+    Groups that hold little of a feature's variation say little about its spread, so the degrees of
+    freedom follow from the effective number of groups (Σ v)² / Σ v², v a group's share of SS(a)
+    (Carter, Schnepel & Steigerwald 2017).
+
     Returns:
-        se [features, M], r over the closed units [features, M], groups, whether they are episodes.
+        se [features, M], r over the closed units [features, M], degrees of freedom [features], and
+        the number of groups.
     """
-    groups, count, episodes = jackknife_groups(units)
+    groups, count, _ = jackknife_groups(units)
     m = units.n_metrics
     se = np.full((len(features), m), np.nan)
     r_all = np.full((len(features), m), np.nan)
+    freedom = np.ones(len(features))
     if count < 2:
-        return se, r_all, count, episodes
-    k = len(units.keys)
-
-    def gather(table: Floats) -> Floats:
-        out = np.zeros((count, *table.shape[1:]))
-        np.add.at(out, groups, table[:k])
-        return out
-
-    n = gather(units.rows[:, None])[:, 0]
-    total, square = gather(units.total), gather(units.square)
+        return se, r_all, freedom, count
+    n = gather(units.rows, groups, count)
+    total, square = gather(units.total, groups, count), gather(units.square, groups, count)
     keep = n > 0
     n, total, square = n[keep], total[keep], square[keep]
     if len(n) < 2:
-        return se, r_all, len(n), episodes
+        return se, r_all, freedom, len(n)
     h = n.sum() / n
     for low in range(0, len(features), _BATCH):
         chosen = features[low : low + _BATCH]
-        a = gather(units.linear[:k, chosen])[keep]
-        power = gather(units.power[:k, chosen])[keep]
+        a = gather(units.linear[:, chosen], groups, count)[keep]
+        power = gather(units.power[:, chosen], groups, count)[keep]
         whole = _pearson(
             n.sum(), a.sum(0)[None], power.sum(0)[None], total.sum(0)[None], square.sum(0)[None]
         )[0]
@@ -96,7 +104,12 @@ def jackknife_se(units: UnitSums, features: Ints) -> tuple[Floats, Floats, int, 
         var = ((pseudo - centre) ** 2 / (weight - 1)).mean(0)
         se[low : low + _BATCH] = np.sqrt(var)
         r_all[low : low + _BATCH] = whole
-    return se, r_all, len(n), episodes
+        mean = a[:, :, 0].sum(0) / n.sum()
+        v = np.maximum(power - 2 * mean * a[:, :, 0] + n[:, None] * mean**2, 0.0)
+        total_v = v.sum(0)
+        effective = total_v**2 / np.maximum((v * v).sum(0), 1e-300)
+        freedom[low : low + _BATCH] = np.where(total_v > 0, np.maximum(effective - 1, 1.0), 1.0)
+    return se, r_all, freedom, len(n)
 
 
 def _pearson(n: Floats | float, a: Floats, power: Floats, total: Floats, square: Floats) -> Floats:
@@ -176,13 +189,11 @@ def rank_difference_se(units: UnitSums, features: Ints) -> tuple[Floats, int]:
         se, NaN where undefined, and the number of groups.
     """
     groups, count, _ = jackknife_groups(units)
-    k, m = len(units.keys), units.n_metrics
+    m = units.n_metrics
     se = np.full((len(features), m), np.nan)
     if count < 2:
         return se, count
-    n = np.bincount(groups, weights=units.rows[:k], minlength=count)
-    rank = np.zeros((count, m))
-    np.add.at(rank, groups, units.rank[:k])
+    n, rank = gather(units.rows, groups, count), gather(units.rank, groups, count)
     keep = n > 0
     n, rank = n[keep], rank[keep]
     g = len(n)
@@ -198,9 +209,7 @@ def rank_difference_se(units: UnitSums, features: Ints) -> tuple[Floats, int]:
 
     for low in range(0, len(features), _BATCH):
         chosen = features[low : low + _BATCH]
-        on = np.zeros((count, len(chosen), 1 + m))
-        np.add.at(on, groups, units.ranks[:k, chosen])
-        on = on[keep]
+        on = gather(units.ranks[:, chosen], groups, count)[keep]
         theta = difference(n.sum(), on.sum(0)[None], rank.sum(0)[None])[0]
         minus = difference(n.sum() - n, on.sum(0) - on, rank.sum(0) - rank)
         minus = np.where(np.isfinite(minus), minus, 0.0)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from interlatent_live.errors import UserError
-from interlatent_live.statistics.effective_n import MIN_EPISODES, jackknife_groups
+from interlatent_live.statistics.effective_n import MIN_EPISODES, gather, jackknife_groups
 from interlatent_live.stream import Role
 
 if TYPE_CHECKING:
@@ -197,20 +197,17 @@ class _GroupSums:
     @classmethod
     def of(cls, units: UnitSums, groups: Ints, count: int, slots: Ints, kept: Ints) -> _GroupSums:
         """Sum the units of each group."""
-        k = len(units.keys)
 
-        def gather(table: Floats) -> Floats:
-            out = np.zeros((count, *table.shape[1:]))
-            np.add.at(out, groups, table)
-            return out
+        def total(table: Floats) -> Floats:
+            return gather(table, groups, count)
 
-        linear = gather(units.linear[:k, slots])
+        linear = total(units.linear[:, slots])
         return cls(
-            n=gather(units.rows[:k]),
-            d=gather(units.total[:k][:, kept]),
-            dd=gather(units.product[:k][:, kept[:, None], kept]),
+            n=total(units.rows),
+            d=total(units.total[:, kept]),
+            dd=total(units.product[:, kept[:, None], kept]),
             a=linear[:, :, 0],
-            aa=gather(units.power[:k, slots]),
+            aa=total(units.power[:, slots]),
             ad=np.swapaxes(linear[:, :, 1 + kept], 1, 2),
         )
 

@@ -16,7 +16,7 @@ import numpy as np
 from scipy import special
 
 from interlatent_live.errors import UserError
-from interlatent_live.statistics.effective_n import jackknife_groups, safe_atanh, t_quantile
+from interlatent_live.statistics.effective_n import gather, jackknife_groups, safe_atanh, t_quantile
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -129,18 +129,12 @@ def sign_symmetric_p(units: UnitSums, features: Ints) -> Floats:
     within episodes (immune to episode offsets), each at half the level.
     """
     groups, count, _ = jackknife_groups(units)
-    k, m = len(units.keys), units.n_metrics
+    m = units.n_metrics
     out = np.full((len(features), m), np.nan)
     if count < 2:
         return out
-
-    def gather(table: Floats) -> Floats:
-        summed = np.zeros((count, *table.shape[1:]))
-        np.add.at(summed, groups, table[:k])
-        return summed
-
-    n, total = gather(units.rows), gather(units.total)
-    square = gather(units.square).sum(0)
+    n, total = gather(units.rows, groups, count), gather(units.total, groups, count)
+    square = gather(units.square, groups, count).sum(0)
     rows = n.sum()
     if rows < 3:
         return out
@@ -148,10 +142,10 @@ def sign_symmetric_p(units: UnitSums, features: Ints) -> Floats:
     ss_d = square - rows * mean_d**2
     for low in range(0, len(features), _BATCH):
         chosen = features[low : low + _BATCH]
-        linear = gather(units.linear[:, chosen])
+        linear = gather(units.linear[:, chosen], groups, count)
         a = linear[:, :, 0]
         mean_a = a.sum(0) / rows
-        power = gather(units.power[:, chosen]).sum(0)
+        power = gather(units.power[:, chosen], groups, count).sum(0)
         ss_a = power - rows * mean_a**2
         pooled = (
             linear[:, :, 1:]
@@ -159,7 +153,7 @@ def sign_symmetric_p(units: UnitSums, features: Ints) -> Floats:
             - a[:, :, None] * mean_d
             + n[:, None, None] * mean_a[None, :, None] * mean_d
         )
-        within = linear[:, :, 1:] - gather(units.cross[:, chosen])
+        within = linear[:, :, 1:] - gather(units.cross[:, chosen], groups, count)
         flat = (ss_a <= 1e-12 * power)[:, None] | (ss_d <= 1e-12 * square)[None]
         scale = np.sqrt(np.maximum(ss_a[:, None] * ss_d[None], 0)) / rows
         p = 2.0 * np.minimum(_self_normalised_p(pooled, scale), _self_normalised_p(within, scale))
