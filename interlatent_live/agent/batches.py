@@ -11,15 +11,20 @@ from interlatent_live.stream import Activations, StepBatch, Steps
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from numpy.typing import NDArray
+
     from interlatent_live.agent.acting import Point
     from interlatent_live.agent.ring import Taken
 
 
-def batch_of(taken: Taken, points: Mapping[str, Point]) -> StepBatch:
+def batch_of(
+    taken: Taken, points: Mapping[str, Point], metrics: NDArray[np.float64] | None = None
+) -> StepBatch:
     """The columns of a step batch.
 
     Hook points that had not fired yet when its first row was made are left out: their rows would
     hold nothing. Where y is optional, the rows without one are not among the sampled ones.
+    ``metrics`` [n, M] stands in for the ring's columns where these are not yet the metrics.
     """
     facts = taken.facts
     steps = Steps(
@@ -30,7 +35,7 @@ def batch_of(taken: Taken, points: Mapping[str, Point]) -> StepBatch:
         time_ns=facts["time_ns"].copy(),
         controller=facts["controller"].copy(),
         flags=facts["flags"].copy(),
-        metrics=taken.metrics,
+        metrics=taken.metrics if metrics is None else metrics,
     )
     activations = {}
     for name, x in taken.x.items():

@@ -56,7 +56,7 @@ class TappedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         self.extra: dict[str, float] = {}
         tap.configure_for(env)
         self._now: NDArray[np.float64] | None = None
-        self._row = np.full(len(tap.metrics), np.nan)
+        self._row = np.full(tap.metrics.row_width, np.nan)
 
     def reset(self, **arguments: Any) -> tuple[Any, dict[str, Any]]:
         """As the environment's; begins a new episode of the stream."""
@@ -121,7 +121,7 @@ class TappedVectorEnv(VectorWrapper):
         self._same_step = tap.autoreset is Autoreset.SAME_STEP
         self._envs: Sequence[Any] = getattr(env.unwrapped, "envs", None) or [None] * env.num_envs
         self._now = np.full((env.num_envs, tap.metrics.width), np.nan)
-        self._rows = np.full((env.num_envs, len(tap.metrics)), np.nan)
+        self._rows = np.full((env.num_envs, tap.metrics.row_width), np.nan)
 
     def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
         """As the environment's; with a ``reset_mask`` only those copies begin a new episode."""

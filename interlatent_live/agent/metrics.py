@@ -6,6 +6,11 @@ wrong by one step is the classic mistake, so it is done in one place, by role: e
 be known from an observation is read once per observation (a *snapshot*), and a row takes its state
 columns from snapshot t and its outcome columns from snapshot t + 1.
 
+A pack that is a pure function of the observation costs tens of microseconds a step and a hundredth
+of that in batches; so its columns are *deferred*: the observation itself travels behind the row
+through the ring, and :meth:`MetricSet.finish` computes the columns of many rows at once in the
+sender's thread.
+
 No Gymnasium import: spaces are looked at by their attributes, so any look-alike will do.
 """
 
@@ -130,6 +135,8 @@ class MetricSet:
         ends: whether ``terminated`` and ``truncated`` are metrics.
         clock: whether ``time_in_episode`` is a metric.
         step_seconds: seconds of simulated time per step; unless given the clock counts steps.
+        defer: how many numbers an observation has, where the pack's columns may be computed later
+            and in batches (it has ``extract_batch`` and only metrics of the observation); 0 not to.
     """
 
     def __init__(
@@ -145,6 +152,7 @@ class MetricSet:
         ends: bool = False,
         clock: bool = False,
         step_seconds: float | None = None,
+        defer: int = 0,
     ) -> None:
         self.pack = pack
         self._extract_batch = getattr(pack, "extract_batch", None)
@@ -154,7 +162,9 @@ class MetricSet:
             MetricSpec(key, role=Role.OUTCOME) if isinstance(key, str) else key for key in info
         )
         self._info_keys = tuple(spec.name for spec in infos)
-        self._n_pack = len(pack.specs) if pack is not None else 0
+        self._deferred = defer
+        # What a snapshot holds of the pack: its numbers, or the observation they come from.
+        self._n_pack = defer or (len(pack.specs) if pack is not None else 0)
         self._n_observation = len(observation)
         self.width = self._n_pack + self._n_observation + len(infos)
         """Numbers in a snapshot."""
@@ -168,8 +178,14 @@ class MetricSet:
             specs.append(spec)
             return len(specs) - 1
 
-        seen = [*(pack.specs if pack is not None else ()), *observation, *infos]
-        placed = [(add(spec), source, spec) for source, spec in enumerate(seen)]
+        own = [(add(spec), i, spec) for i, spec in enumerate(pack.specs if pack else ())]
+        rest = enumerate([*observation, *infos], start=self._n_pack)
+        placed = [(add(spec), source, spec) for source, spec in rest]
+        self._deferred_to, self._deferred_from = _pairs(
+            [(to, i) for to, i, _ in own if to is not None]
+        )
+        if not defer:
+            placed = own + placed
         now = [
             (to, source)
             for to, source, spec in placed
@@ -205,6 +221,8 @@ class MetricSet:
                 MetricSpec("truncated", role=Role.OUTCOME, description="the step met a time limit")
             )
         self.specs = tuple(specs)
+        self.row_width = len(specs) + (1 + defer if defer else 0)
+        """Numbers in a row on its way: the metrics and, if deferred, a mark and the observation."""
 
     @classmethod
     def of(cls, metrics: MetricSet | MetricPack | Iterable[str | MetricSpec] | None) -> MetricSet:
@@ -260,6 +278,13 @@ class MetricSet:
             parts = observation_specs(space, observation)
         # The packs of interlatent_live.environments also know what their actions and time mean.
         family = getattr(pack, "family", None)
+        shape: tuple[int, ...] = tuple(getattr(space, "shape", None) or ())
+        at_once = (
+            pack is None
+            or not hasattr(pack, "extract_batch")
+            or len(shape) != 1
+            or any(spec.role in _LATER for spec in pack.specs)
+        )
         return cls(
             pack,
             observation=parts,
@@ -271,6 +296,7 @@ class MetricSet:
             ends=True,
             clock=True,
             step_seconds=None if family is None else family.step_seconds,
+            defer=0 if at_once else int(shape[0]),
         )
 
     def __len__(self) -> int:
@@ -282,7 +308,9 @@ class MetricSet:
         """Everything an observation tells, float64 [width]."""
         snapshot = np.empty(self.width)
         k = self._n_pack
-        if self.pack is not None:
+        if self._deferred:
+            snapshot[:k] = obs
+        elif self.pack is not None:
             snapshot[:k] = self.pack.extract(obs, info, env)
         if self._n_observation:
             snapshot[k : k + self._n_observation] = flatten(obs)
@@ -313,7 +341,9 @@ class MetricSet:
         count = len(envs)
         snapshots = np.full((count, self.width), np.nan)
         k = self._n_pack
-        if self._extract_batch is not None:
+        if self._deferred:
+            snapshots[:, :k] = obs
+        elif self._extract_batch is not None:
             rows = list(where)
             snapshots[rows, :k] = self._extract_batch(_element(obs, rows))
         elif self.pack is not None:
@@ -346,7 +376,7 @@ class MetricSet:
         truncated: Any,
         t: Any,
     ) -> None:
-        """Complete the row [M] of a step, or the rows [n, M] of n copies, in place.
+        """Complete the row [row_width] of a step, or the rows [n, row_width] of n copies, in place.
 
         Args:
             row: where to write; declared columns are left alone.
@@ -358,6 +388,9 @@ class MetricSet:
             truncated: whether the step met a time limit.
             t: step within the episode.
         """
+        if self._deferred:
+            row[..., -self._deferred :] = now[..., : self._deferred]
+            row[..., -self._deferred - 1] = 1.0
         row[..., self._now_to] = now[..., self._now_from]
         if self.needs_next:
             row[..., self._later_to] = np.nan if later is None else later[..., self._later_from]
@@ -377,6 +410,30 @@ class MetricSet:
             row[..., self._terminated] = terminated
         if self._truncated is not None:
             row[..., self._truncated] = truncated
+
+    def finish(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Metrics [n, M] of rows [n, row_width]: what was deferred is computed, the rest is kept.
+
+        Rows without the mark (whole rows that the caller gave) are left as they are.
+        """
+        if not self._deferred or self._extract_batch is None:
+            return rows
+        metrics = np.ascontiguousarray(rows[:, : len(self.specs)])
+        marked = rows[:, -self._deferred - 1] == 1.0
+        if marked.any():
+            values = np.asarray(self._extract_batch(rows[marked, -self._deferred :]))
+            metrics[np.flatnonzero(marked)[:, None], _indices(self._deferred_to)] = values[
+                :, self._deferred_from
+            ]
+        return metrics
+
+    def whole(self, row: NDArray[np.float64]) -> NDArray[np.float64]:
+        """A row [M] (or rows [n, M]) that the caller gave, as wide as rows are on their way."""
+        if not self._deferred:
+            return row
+        out = np.zeros((*row.shape[:-1], self.row_width))
+        out[..., : len(self.specs)] = row
+        return out
 
     def fill_named(self, row: NDArray[np.float64], values: Mapping[str, Any]) -> None:
         """Write metrics by name: scalars into a row [M], n values into rows [n, M].
@@ -404,6 +461,10 @@ def _pairs(pairs: Sequence[tuple[int, int]]) -> tuple[Any, Any]:
     ):
         return slice(to[0], to[0] + len(to)), slice(source[0], source[0] + len(source))
     return np.array(to, np.intp), np.array(source, np.intp)
+
+
+def _indices(where: Any) -> Any:
+    return np.arange(where.start, where.stop) if isinstance(where, slice) else where
 
 
 def _number(value: Any) -> float:

@@ -11,6 +11,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
 
+import numpy as np
+
 from interlatent_live.agent.batches import batch_of
 from interlatent_live.errors import WireError
 from interlatent_live.wire.codec import decode, encode_features, encode_steps
@@ -20,10 +22,12 @@ from interlatent_live.wire.slices import slice_message, slice_steps
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from numpy.typing import NDArray
+
     from interlatent_live.agent.acting import Point
     from interlatent_live.agent.features import AgentEncoder
     from interlatent_live.agent.retention import Entry, Store
-    from interlatent_live.agent.ring import Lost, Ring
+    from interlatent_live.agent.ring import Lost, Ring, Taken
     from interlatent_live.stream import StepBatch
     from interlatent_live.wire.clock import Now
     from interlatent_live.wire.messages import Drop
@@ -92,32 +96,55 @@ class Packer:
         )
 
 
-class _Source:
-    """Batches out of the ring, cut to what a message may hold."""
+class Source:
+    """Batches out of the ring, cut to what a message may hold.
 
-    def __init__(self, ring: Ring, points: Mapping[str, Point]) -> None:
+    Args:
+        ring: where the tap writes.
+        points: the tap's hook points.
+        finish: turns the ring's rows [n, row_width] into metrics [n, M].
+        failed: told when ``finish`` fails; the metrics then are NaN.
+    """
+
+    def __init__(
+        self,
+        ring: Ring,
+        points: Mapping[str, Point],
+        finish: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+        n_metrics: int,
+        failed: Callable[[Exception], None],
+    ) -> None:
         self.ring = ring
-        self.points = points
         self.rows = ROWS
+        self._points = points
+        self._finish = finish
+        self._n_metrics = n_metrics
+        self._failed = failed
 
     def next(self) -> tuple[list[StepBatch], Lost | None]:
         """The next batch in parts, and what was overwritten before it."""
         taken, lost = self.ring.take(min(ROWS, self.rows))
         if taken is None:
             return [], lost
-        batch = batch_of(taken, self.points)
+        batch = batch_of(taken, self._points, self._metrics(taken))
         if len(taken) <= self.rows:
             return [batch], lost
         parts = range(0, len(taken), self.rows)
         return [slice_steps(batch, at, min(self.rows, len(taken) - at)) for at in parts], lost
+
+    def _metrics(self, taken: Taken) -> NDArray[np.float64]:
+        try:
+            return self._finish(taken.metrics)
+        except Exception as error:  # noqa: BLE001  a pack is the user's code, and rows are numbered
+            self._failed(error)
+            return np.full((len(taken), self._n_metrics), np.nan)
 
 
 class LossyOutlet:
     """Sends fresh rows under credit; what cannot go in time is declared lost.
 
     Args:
-        source_ring: where the tap writes.
-        points: the tap's hook points.
+        source: batches of the tap's ring.
         link: carries the stream.
         packer: encodes.
         send: hands frames to the socket without blocking; False when it takes none.
@@ -126,8 +153,7 @@ class LossyOutlet:
 
     def __init__(
         self,
-        source_ring: Ring,
-        points: Mapping[str, Point],
+        source: Source,
         link: SenderLink,
         packer: Packer,
         send: Callable[[Sequence[bytes]], bool],
@@ -135,8 +161,8 @@ class LossyOutlet:
         max_age_s: float,
     ) -> None:
         self.boot_id = packer.boot_id
-        self._source = _Source(source_ring, points)
-        self._ring = source_ring
+        self._source = source
+        self._ring = source.ring
         self._link = link
         self._packer = packer
         self._send = send
@@ -240,13 +266,12 @@ class LossyOutlet:
 class LosslessOutlet:
     """Keeps every row in a store until the receiver is done with it, and sends from there in order.
 
-    Without ``ring`` it only replays what is in the store (left by an earlier process).
+    Without ``source`` it only replays what is in the store (left by an earlier process).
     """
 
     def __init__(
         self,
-        ring: Ring | None,
-        points: Mapping[str, Point],
+        source: Source | None,
         link: SenderLink,
         packer: Packer,
         send: Callable[[Sequence[bytes]], bool],
@@ -255,7 +280,7 @@ class LosslessOutlet:
     ) -> None:
         self.boot_id = packer.boot_id
         self.store = store
-        self._source = None if ring is None else _Source(ring, points)
+        self._source = source
         self._link = link
         self._packer = packer
         self._send = send
@@ -300,10 +325,19 @@ class LosslessOutlet:
             if lost is not None:
                 self.store.lose(lost.first_seq, lost.count, DropReason.OVERRUN)
             for batch in parts:
-                frames = self._packer.pack(batch, (), now.wall_ns)
-                self.store.append(batch.steps.first_seq, len(batch.steps), frames)
+                self._keep(batch, now)
             if not parts:
                 return
+
+    def _keep(self, batch: StepBatch, now: Now) -> None:
+        first, rows = batch.steps.first_seq, len(batch.steps)
+        try:
+            frames = self._packer.pack(batch, (), now.wall_ns)
+        except Exception:
+            # The rows are numbered and out of the ring: whatever is wrong, they must be accounted.
+            self.store.lose(first, rows, DropReason.REFUSED)
+            raise
+        self.store.append(first, rows, frames)
 
     def _send_next(self, now: Now) -> bool:
         link = self._link

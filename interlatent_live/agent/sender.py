@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import zmq
 
 from interlatent_live.agent.options import DTYPES, OnFull
-from interlatent_live.agent.outlets import LosslessOutlet, LossyOutlet, Packer
+from interlatent_live.agent.outlets import LosslessOutlet, LossyOutlet, Packer, Source
 from interlatent_live.agent.retention import MemoryStore
 from interlatent_live.agent.spool import Spool, abandoned
 from interlatent_live.agent.stats import LinkStats
@@ -39,7 +39,10 @@ from interlatent_live.wire.sender_link import (
 from interlatent_live.wire.sockets import connect_dealer, receive_message, send_message
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
 
     from interlatent_live.agent.acting import Point
     from interlatent_live.agent.options import TapOptions
@@ -70,7 +73,12 @@ class Sender:
     """
 
     def __init__(
-        self, ring: Ring, manifest: Manifest, points: Mapping[str, Point], options: TapOptions
+        self,
+        ring: Ring,
+        manifest: Manifest,
+        points: Mapping[str, Point],
+        options: TapOptions,
+        finish: Callable[[NDArray[np.float64]], NDArray[np.float64]],
     ) -> None:
         if options.endpoint is None:
             raise UserError("a sender needs an endpoint")
@@ -89,18 +97,17 @@ class Sender:
         self._link = SenderLink(SenderConfig(lossless=self._lossless))
         self._link.open_stream(read_clock(), manifest, transcoders=transcoders)
         packer = Packer(manifest.boot_id, DTYPES[options.dtype], encoder)
+        source = Source(ring, points, finish, len(manifest.metrics), self._failed)
         self._outlets: dict[str, Outlet] = {}
         self._stores: list[Spool | MemoryStore] = []
         if self._lossless:
             hello = encode_hello(manifest, transcoders=transcoders, lossless=True)[0]
             store = self._make_store(hello)
-            outlet: Outlet = LosslessOutlet(
-                ring, points, self._link, packer, self._send, store=store
-            )
+            outlet: Outlet = LosslessOutlet(source, self._link, packer, self._send, store=store)
             self._adopt()
         else:
             outlet = LossyOutlet(
-                ring, points, self._link, packer, self._send, max_age_s=options.max_age_s
+                source, self._link, packer, self._send, max_age_s=options.max_age_s
             )
         self._outlets[manifest.boot_id] = outlet
         self._socket: zmq.Socket[bytes] | None = None
@@ -147,12 +154,15 @@ class Sender:
     def _guard(self, action: Any) -> None:
         try:
             action()
-        except Exception as error:
-            # Nothing may end this thread; what fails is said once and counted.
-            self._faults += 1
-            self._error = f"{type(error).__name__}: {error}"
-            if self._faults == 1:
-                logger.exception("the tap's sender failed and goes on")
+        except Exception as error:  # noqa: BLE001  nothing may end this thread
+            self._failed(error)
+
+    def _failed(self, error: Exception) -> None:
+        """Count what failed, and say it once."""
+        self._faults += 1
+        self._error = f"{type(error).__name__}: {error}"
+        if self._faults == 1:
+            logger.error("the tap's sender failed and goes on", exc_info=error)
 
     def _start(self) -> None:
         self._carry_out(self._link.start(read_clock()))
@@ -316,7 +326,7 @@ class Sender:
                     self._link.declare(boot_id, entry.first, entry.end - entry.first, entry.reason)
             packer = Packer(boot_id, DTYPES[self._options.dtype])
             self._outlets[boot_id] = LosslessOutlet(
-                None, {}, self._link, packer, self._send, store=spool
+                None, self._link, packer, self._send, store=spool
             )
             self._stores.append(spool)
 

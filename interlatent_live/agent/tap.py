@@ -99,7 +99,7 @@ class Tap:
         self.gate = Gate(strict=self.options.strict)
         self.manifest: Manifest | None = None
         self._writer = StepWriter(
-            self.options, self.gate, self.points, len(self.metrics), self._opened
+            self.options, self.gate, self.points, self.metrics.row_width, self._opened
         )
         self._feed: Feed | None = None
         self._pid = os.getpid()
@@ -107,7 +107,7 @@ class Tap:
         self._closed = False
         self._info: Mapping[str, Any] = {}
         self._thread_told = False
-        self._row = np.full(len(self.metrics), np.nan)
+        self._row = np.full(self.metrics.row_width, np.nan)
         self._rows = self._row[None]
         if env is not None:
             self.configure_for(env)
@@ -159,7 +159,7 @@ class Tap:
                 )
             return
         self._writer.arrange(env_count, mode)
-        self._rows = np.full((env_count, len(self.metrics)), np.nan)
+        self._rows = np.full((env_count, self.metrics.row_width), np.nan)
 
     def use_lane(self, lane: Lane) -> None:
         """Copy activations through a device lane; before the first step."""
@@ -244,7 +244,7 @@ class Tap:
         truncated: Any,
         controller: int | ArrayLike = Controller.POLICY,
     ) -> None:
-        """Complete a step whose metric row [M] (or rows [n, M]) is ready; for wrappers.
+        """Complete a step whose metric row [M] (or rows [n, M]) is ready.
 
         Raises:
             UserError: as :meth:`step`.
@@ -350,7 +350,9 @@ class Tap:
         taken, lost = self._writer.ring.take(max_rows)
         if taken is None and lost is None and self._writer.ring.backlog():
             taken, lost = self._writer.ring.take(max_rows)
-        return None if taken is None else batch_of(taken, self.points)
+        if taken is None:
+            return None
+        return batch_of(taken, self.points, self.metrics.finish(taken.metrics))
 
     def stats(self) -> TapStats:
         """A snapshot of all counters."""
@@ -425,6 +427,8 @@ class Tap:
         self, row: NDArray[np.float64], terminated: Any, truncated: Any, controller: Any
     ) -> None:
         writer = self._writer
+        if row.shape[-1] != self.metrics.row_width:
+            row = self.metrics.whole(row)
         writer.complete(row, terminated, truncated, controller)
         if writer.calls == self.options.silent_after:
             for point in self._silent():
@@ -448,9 +452,10 @@ class Tap:
         by_name = isinstance(metrics, dict)
         if metrics is not None and not by_name:
             given = np.asarray(metrics, np.float64)
-            if given.size != row.size:
-                raise UserError(f"metrics has shape {given.shape}; this tap's row is {row.shape}")
-            return given.reshape(row.shape)
+            wanted = (*row.shape[:-1], len(self.metrics))
+            if given.size != np.prod(wanted):
+                raise UserError(f"metrics has shape {given.shape}; this tap's row is {wanted}")
+            return given.reshape(wanted)
         row.fill(np.nan)
         now, later = self._snapshots(step) if self.metrics.width else (_NOTHING, None)
         self.metrics.fill(
@@ -527,7 +532,7 @@ class Tap:
         if options.endpoint is not None:
             from interlatent_live.agent.sender import Sender  # noqa: PLC0415  no sockets without one
 
-            self._feed = Sender(ring, self.manifest, self.points, options)
+            self._feed = Sender(ring, self.manifest, self.points, options, self.metrics.finish)
             self._writer.blocks = options.on_full == OnFull.BLOCK
 
 

@@ -29,7 +29,7 @@ def test_a_tap_with_keys_streams_to_a_protected_service(tmp_path):
     own, server = tmp_path / "keys" / "agent.key", tmp_path / "keys" / "encoder.pub"
     keys = ClientKeys.load(own, server)
     context = zmq.Context()
-    rows = []
+    rows: list[float] = []
     with Authenticator(context, tmp_path / "keys"):
         router = bind_router(
             context, "tcp://127.0.0.1:*", keys=ServerKeys.load(tmp_path / "keys", "encoder")
