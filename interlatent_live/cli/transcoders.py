@@ -13,6 +13,8 @@ import typer
 if TYPE_CHECKING:
     from interlatent_live.transcoders.training.trainer import TrainProgress
 
+_FORMATS = ("saelens", "sparsify", "circuit-tracer")
+
 Choice = TypeVar("Choice", bound=StrEnum)
 
 _POLICY_HELP = "Built-in policy, policy folder, SB3 .zip, or module:function returning a module."
@@ -255,6 +257,89 @@ def evaluate(
     print("written: " + ", ".join(str(path) for path in paths.values()))
     if not all(group["gate"]["passed"] for group in report["groups"]):
         raise typer.Exit(1)
+
+
+def export(
+    transcoders: Annotated[
+        list[Path],
+        typer.Argument(help="Transcoder to export; for circuit-tracer one per layer, in order."),
+    ],
+    format: Annotated[  # noqa: A002 - the option's name
+        str, typer.Option(help="saelens, sparsify or circuit-tracer.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder to write.")],
+) -> None:
+    """Export to another tool's files: exactly, or refused with the reason."""
+    from interlatent_live.errors import UserError
+    from interlatent_live.transcoders.formats.circuit_tracer import export_circuit_tracer
+    from interlatent_live.transcoders.formats.saelens import export_saelens
+    from interlatent_live.transcoders.formats.sparsify import export_sparsify
+    from interlatent_live.transcoders.native import load_transcoder
+
+    loaded = [load_transcoder(path) for path in transcoders]
+    if format == "circuit-tracer":
+        export_circuit_tracer(loaded, out)
+    elif len(loaded) != 1:
+        raise UserError(f"{format} holds one transcoder per folder; export one at a time")
+    elif format == "saelens":
+        export_saelens(loaded[0], out)
+    elif format == "sparsify":
+        export_sparsify(loaded[0], out)
+    else:
+        raise UserError(f"--format is {format!r}; it must be one of {', '.join(_FORMATS)}")
+    print(f"written: {out}")
+
+
+def import_(
+    source: Annotated[Path, typer.Argument(help="Folder that the other tool saved.")],
+    format: Annotated[  # noqa: A002 - the option's name
+        str, typer.Option(help="saelens, sparsify or circuit-tracer.")
+    ],
+    policy: Annotated[str, typer.Option(help=_POLICY_HELP)],
+    dataset: Annotated[
+        Path, typer.Option(help="Collected from that policy; the file is measured on it.")
+    ],
+    out: Annotated[Path, typer.Option(help="Directory of the transcoder.")],
+    hook_point: Annotated[
+        str, typer.Option("--hook-point", "-p", help="Of the dataset; needed when it has several.")
+    ] = "",
+    layer: Annotated[int, typer.Option(min=0, help="Layer (circuit-tracer only).")] = 0,
+    max_fvu: Annotated[float, typer.Option(min=0, help="Refuse to bind above this FVU.")] = 0.5,
+) -> None:
+    """Read another tool's transcoder and bind it to a policy after measuring it there."""
+    from interlatent_live.errors import MismatchError, UserError
+    from interlatent_live.transcoders.acting import acting_policy
+    from interlatent_live.transcoders.dataset import ActivationDataset
+    from interlatent_live.transcoders.formats.circuit_tracer import read_circuit_tracer
+    from interlatent_live.transcoders.formats.foreign import bind
+    from interlatent_live.transcoders.formats.saelens import read_saelens
+    from interlatent_live.transcoders.formats.sparsify import read_sparsify
+
+    if format not in _FORMATS:
+        raise UserError(f"--format is {format!r}; it must be one of {', '.join(_FORMATS)}")
+    opened, acting = ActivationDataset(dataset), acting_policy(policy)
+    if opened.header.policy_hash != acting.policy_hash:
+        raise MismatchError(
+            f"the dataset was collected from policy {opened.header.policy_hash}, but "
+            f"{acting.name} is {acting.policy_hash}; collect one from this policy"
+        )
+    names = [hook.name for hook in opened.header.hook_points]
+    if not hook_point and len(names) != 1:
+        raise UserError(f"the dataset has {', '.join(names)}; name one with --hook-point")
+    if format == "saelens":
+        weights = read_saelens(source)
+    elif format == "sparsify":
+        weights = read_sparsify(source)
+    else:
+        weights = read_circuit_tracer(source, layer)
+    bound = bind(
+        weights, opened, hook_point or names[0], out, max_fvu=max_fvu, command=_command_line()
+    )
+    summary = bound.provenance.evaluation
+    print(
+        f"{out}: FVU {summary['fvu']:.5f} (affine {summary['fvu_affine']:.5f}), "
+        f"L0 {summary['l0']:.2f}, {bound.transcoder.identity}"
+    )
 
 
 def _default_hook_points(module: object) -> list[str]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
+from scipy import stats
 
 from interlatent_live.transcoders.evaluation.reconstruction import row_chunks
 
@@ -22,6 +23,7 @@ LIVE_EPISODES: Final = 3
 ELIGIBLE_DENSITY: Final = (0.005, 0.5)
 ELIGIBLE_BOUTS: Final = 20
 ELIGIBLE_EPISODES: Final = 6
+MEMORISED_FDR: Final = 0.05
 REDUNDANT: Final = 0.95
 """Features whose activations correlate above this say the same thing."""
 
@@ -45,7 +47,8 @@ class FeatureStatistics:
     eligible: NDArray[np.bool_]
     """[F] on in 0.5–50 % of steps, ≥ 20 bouts in ≥ 6 episodes."""
     memorised: NDArray[np.bool_]
-    """[F] held-out density significantly below half of the training density."""
+    """[F] held-out density significantly below half of the training density (clustered by episode,
+    false discoveries among the features held to 5 %)."""
     held_out_steps: int
     held_out_episodes: int
 
@@ -88,25 +91,30 @@ def feature_statistics(
     x, episode = _by_episode(*held_out)
     active = activations_csc(transcoder, x)
     n, n_features = active.shape
-    ids, inverse, lengths = np.unique(episode, return_inverse=True, return_counts=True)
     train_active = activations_csc(transcoder, train[0])
-    train_density = np.diff(train_active.indptr) / max(len(train[0]), 1)
+    clusters, train_clusters = _Clusters(episode), _Clusters(train[1])
     episodes = np.zeros(n_features, np.int64)
     bouts = np.zeros(n_features, np.int64)
     quantiles = np.full((n_features, len(QUANTILES)), np.nan)
-    memorised = np.zeros(n_features, np.bool_)
+    p_values = np.ones(n_features)
     for feature in range(n_features):
         span = slice(active.indptr[feature], active.indptr[feature + 1])
         rows, values = active.indices[span], active.data[span]
-        per_episode = np.bincount(inverse[rows], minlength=len(ids))
-        memorised[feature] = _fell_below_half(per_episode, lengths, float(train_density[feature]))
+        span = slice(train_active.indptr[feature], train_active.indptr[feature + 1])
+        on = clusters.counts(rows)
+        p_values[feature] = fell_below_half(
+            on,
+            clusters.lengths,
+            train_clusters.counts(train_active.indices[span]),
+            train_clusters.lengths,
+        )
         if len(rows) == 0:
             continue
-        episodes[feature] = int((per_episode > 0).sum())
-        starts = np.diff(rows) > 1
-        crossed = np.diff(inverse[rows]) != 0
-        bouts[feature] = 1 + int((starts | crossed).sum())
+        episodes[feature] = int((on > 0).sum())
+        apart = (np.diff(rows) > 1) | (np.diff(clusters.of_row[rows]) != 0)
+        bouts[feature] = 1 + int(apart.sum())
         quantiles[feature] = np.quantile(values, QUANTILES)
+    train_density = np.diff(train_active.indptr) / max(len(train[0]), 1)
     density = np.diff(active.indptr) / n
     live = (density >= LIVE_DENSITY) & (episodes >= LIVE_EPISODES)
     low, high = ELIGIBLE_DENSITY
@@ -124,9 +132,9 @@ def feature_statistics(
         quantiles=quantiles,
         live=live,
         eligible=eligible,
-        memorised=memorised,
+        memorised=benjamini_hochberg(p_values, MEMORISED_FDR),
         held_out_steps=n,
-        held_out_episodes=len(ids),
+        held_out_episodes=len(clusters.lengths),
     )
 
 
@@ -170,23 +178,61 @@ def feature_correlation(active: csc_array, other: csc_array | None = None) -> ND
     return result
 
 
-def _fell_below_half(
-    on: NDArray[np.int64], lengths: NDArray[np.int64], train_density: float
-) -> bool:
-    """Whether the held-out density is significantly (5 %, one-sided) below half of training's.
+def fell_below_half(
+    on: NDArray[np.int64],
+    lengths: NDArray[np.int64],
+    train_on: NDArray[np.int64],
+    train_lengths: NDArray[np.int64],
+) -> float:
+    """One-sided p-value for "held-out density < half of the training density".
 
-    Ratio estimate of the density with its error clustered by episode; features that hardly fired
-    in training cannot be told apart from rare ones and do not count.
+    Args:
+        on: [E] steps in which the feature is on, per held-out episode.
+        lengths: [E] steps per held-out episode.
+        train_on: [G] likewise in training.
+        train_lengths: [G].
+
+    The episode is the unit: ratio estimates of both densities, the spread between episodes pooled
+    from both sets (a feature that fires in one episode of fifty says nothing by being silent in
+    ten), Student's t with the held-out episodes' degrees of freedom. 1 for a feature that hardly
+    fired in training: it is rare, which is not memorised.
     """
+    total, train_total = int(lengths.sum()), int(train_lengths.sum())
+    density, train_density = on.sum() / total, train_on.sum() / max(train_total, 1)
     if train_density < LIVE_DENSITY or len(on) < 2:
-        return False
-    density = on.sum() / lengths.sum()
-    residual = on - density * lengths
-    clusters = len(on)
-    error = np.sqrt(clusters / (clusters - 1) * np.square(residual).sum()) / lengths.sum()
-    # With no firing at all the sample error is 0: one expected firing per cluster bounds it.
-    floor = train_density / np.sqrt(max(train_density * lengths.sum(), 1.0))
-    return bool(density + 1.645 * max(float(error), floor) < train_density / 2)
+        return 1.0
+    # Spread of an episode's count around its expectation, at the density of its own set.
+    own = np.concatenate([on - density * lengths, train_on - train_density * train_lengths])
+    variance = float(np.square(own).sum() / max(len(own) - 2, 1))
+    error = np.sqrt(
+        variance * len(on) / total**2 + variance * len(train_on) / (2.0 * train_total) ** 2
+    )
+    gap = train_density / 2 - density
+    if error <= 0:
+        return 0.0 if gap > 0 else 1.0
+    return float(stats.t.sf(gap / error, len(on) - 1))
+
+
+def benjamini_hochberg(p_values: NDArray[np.float64], level: float) -> NDArray[np.bool_]:
+    """Rejections [n] at a false discovery rate (Benjamini & Hochberg 1995)."""
+    order = np.argsort(p_values)
+    bounds = level * np.arange(1, len(p_values) + 1) / len(p_values)
+    below = np.flatnonzero(p_values[order] <= bounds)
+    rejected = np.zeros(len(p_values), np.bool_)
+    if len(below):
+        rejected[order[: below[-1] + 1]] = True
+    return rejected
+
+
+class _Clusters:
+    """Rows grouped by episode."""
+
+    def __init__(self, episode: NDArray[np.uint32]) -> None:
+        _, self.of_row, self.lengths = np.unique(episode, return_inverse=True, return_counts=True)
+
+    def counts(self, rows: NDArray[np.integer]) -> NDArray[np.int64]:
+        """Of the given rows, how many lie in each episode [E]."""
+        return np.bincount(self.of_row[rows], minlength=len(self.lengths)).astype(np.int64)
 
 
 def _by_episode(

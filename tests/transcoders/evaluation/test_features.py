@@ -9,9 +9,10 @@ from scipy.sparse import csc_array
 
 from interlatent_live.transcoders.config import Architecture, TranscoderConfig
 from interlatent_live.transcoders.evaluation.features import (
-    _fell_below_half,
+    benjamini_hochberg,
     feature_correlation,
     feature_statistics,
+    fell_below_half,
     redundancy,
 )
 from interlatent_live.transcoders.transcoder import Transcoder
@@ -65,16 +66,40 @@ def test_live_and_eligible_are_as_defined():
     assert stats.eligible.tolist() == [False, False, True, False]
 
 
+def below_half(on, train_on):
+    on, train_on = np.asarray(on), np.asarray(train_on)
+    return fell_below_half(on, np.full(len(on), 100), train_on, np.full(len(train_on), 100))
+
+
 def test_memorised_means_significantly_below_half():
-    lengths = np.full(20, 100)
-    assert _fell_below_half(np.zeros(20, np.int64), lengths, 0.1)
-    assert not _fell_below_half(np.zeros(20, np.int64), lengths, 0.0005)  # rare is not memorised
-    assert not _fell_below_half(np.full(20, 9), lengths, 0.1)
-    assert not _fell_below_half(np.full(20, 5), lengths, 0.1)  # half, not below
-    assert _fell_below_half(np.full(20, 2), lengths, 0.1)
-    bursty = np.zeros(20, np.int64)
-    bursty[0] = 60  # 3 % from one episode: too uncertain to accuse
-    assert not _fell_below_half(bursty, lengths, 0.1)
+    random = np.random.default_rng(0)
+    steady = random.poisson(10, 160)
+    assert below_half(np.zeros(20), steady) < 1e-6
+    assert below_half(random.poisson(2, 20), steady) < 1e-3
+    assert below_half(random.poisson(9, 20), steady) > 0.5
+    assert below_half(np.full(20, 5), steady) > 0.1  # half, not below
+    assert below_half(np.zeros(20), np.full(160, 0)) == 1  # never fired: not memorised
+    rare = np.zeros(160)
+    rare[:3] = 90  # fires in 3 episodes of 160: silence in 20 says nothing
+    assert below_half(np.zeros(20), rare) > 0.2
+
+
+def test_memorised_is_calibrated_where_nothing_is():
+    """Bursty features with equal densities in both sets: the share called memorised stays small."""
+    random = np.random.default_rng(1)
+    p_values = []
+    for _ in range(400):
+        share = random.uniform(0.01, 0.3)
+        counts = random.poisson(30, 100) * (random.random(100) < share)
+        p_values.append(below_half(counts[:10], counts[10:]))
+    assert np.mean(np.array(p_values) < 0.05) < 0.05
+    assert not benjamini_hochberg(np.array(p_values), 0.05).any()
+
+
+def test_benjamini_hochberg_by_hand():
+    p = np.array([0.01, 0.04, 0.03, 0.9])
+    assert benjamini_hochberg(p, 0.05).tolist() == [True, False, False, False]
+    assert benjamini_hochberg(p, 0.06).tolist() == [True, True, True, False]
 
 
 @settings(max_examples=30)
