@@ -18,6 +18,7 @@ from interlatent_live.cli import (
     keys,
     policies,
     recordings,
+    reproduce,
     services,
     transcoders,
     watch,
@@ -44,7 +45,10 @@ app.command()(demo.demo_build)
 app.command()(transcoders.collect)
 app.command()(transcoders.train)
 app.command()(transcoders.evaluate)
+app.command()(transcoders.export)
+app.command("import")(transcoders.import_)
 app.add_typer(policies.app)
+app.add_typer(reproduce.app)
 app.add_typer(config.app)
 app.add_typer(keys.app)
 app.command()(recordings.inspect)
