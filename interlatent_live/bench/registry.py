@@ -13,4 +13,5 @@ BENCHES: Final[dict[str, str]] = {
     "calibration": "interlatent_live.bench.calibration:run",
     "correlator": "interlatent_live.bench.correlator:run",
     "hook": "interlatent_live.bench.hook:run",
+    "wire": "interlatent_live.bench.wire:run",
 }

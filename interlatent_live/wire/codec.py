@@ -9,6 +9,7 @@ arrays it returns are read-only views of the body.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
@@ -52,6 +53,8 @@ from interlatent_live.wire.messages import (
     PictureHeader,
     StepsHeader,
     StepsMessage,
+    StepsPrefix,
+    StepsRest,
     WireMessage,
 )
 from interlatent_live.wire.tensors import (
@@ -60,6 +63,7 @@ from interlatent_live.wire.tensors import (
     features_layout,
     join,
     narrow_bfloat16,
+    packing,
     step_specs,
     steps_layout,
     views,
@@ -67,11 +71,11 @@ from interlatent_live.wire.tensors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from interlatent_live.wire.tensors import Layout
+    from interlatent_live.wire.tensors import Layout, Packing
 
 H = TypeVar("H", bound=msgspec.Struct)
 
@@ -158,20 +162,11 @@ def encode_steps(
             raise WireError("shape", f"activations of {name!r} must be [rows, width]")
         hooks.append((word, x.shape[1], y.shape[1], len(y)))
         arrays += (x, y, seen.y_rows)
-    specs = _steps_specs(rows, _metric_count(steps), tuple(hooks))
-    head = _pack(
-        {
-            "v": VERSION,
-            "kind": "steps",
-            "boot": boot_id,
-            "seq": steps.first_seq,
-            "n": rows,
-            "sent": sent_ns,
-            "drops": _pack_drops(drops),
-            "hooks": list(batch.activations),
-        }
+    prefix, pack = _steps_prefix(
+        boot_id, rows, _metric_count(steps), tuple(batch.activations), tuple(hooks)
     )
-    return [_with_tensors(head, specs), join(specs, arrays)]
+    tail = {"seq": steps.first_seq, "sent": sent_ns, "drops": _pack_drops(drops)}
+    return [prefix + _pack(tail)[1:], join(pack, arrays)]
 
 
 def encode_features(
@@ -208,7 +203,7 @@ def encode_features(
         "hooks": hooks,
         "t": specs,
     }
-    return [_pack(header), join(specs, arrays)]
+    return [_pack(header), join(packing(specs), arrays)]
 
 
 def encode_document(
@@ -322,6 +317,10 @@ def decode(
     """
     if not 1 <= len(frames) <= 2:
         raise WireError("frames", f"a message has one or two frames, this one has {len(frames)}")
+    if frames[0][: len(_STEPS_START)] == _STEPS_START:
+        recalled = _recall_steps(frames, limits)
+        if recalled is not None:
+            return recalled
     fields = _unpack_header(frames[0], limits)
     kind = fields.get("kind")
     if fields.get("v") != VERSION:
@@ -329,22 +328,14 @@ def decode(
             "version",
             f"the message is of version {_show(fields.get('v'))}; this program speaks {VERSION}",
         )
-    if kind == "steps":
-        return _decode_steps(fields, _body(frames), limits)
-    if kind == "features":
-        return _decode_features(fields, _body(frames), limits)
-    if kind == "document":
-        return _decode_document(fields, _body(frames), limits)
-    if kind == "frame":
-        return _decode_picture(fields, _body(frames), limits)
     if not isinstance(kind, str) or kind not in KINDS:
         raise WireError("kind", f"the message is of the unknown kind {_show(kind)}")
+    with_body = _WITH_BODY.get(kind)
+    if with_body is not None:
+        return with_body(fields, _body(frames), limits)
     if len(frames) != 1:
         raise WireError("frames", f"a message of kind {kind!r} has no body, this one has")
-    if kind == "hello":
-        return _decode_hello(fields)
-    del fields["v"], fields["kind"]
-    return cast("WireMessage", _convert(fields, PLAIN_KINDS[kind], kind))
+    return _decode_plain(fields, kind)
 
 
 def kind_of(frames: Sequence[bytes | bytearray | memoryview]) -> str:
@@ -397,40 +388,57 @@ def _check_scalar(value: object) -> None:
 
 
 def check_against(manifest: Manifest, message: StepsMessage | FeaturesMessage) -> None:
-    """Check that a batch is what its stream's manifest announced.
+    """Check that a batch is what its stream's manifest announced; see :class:`ManifestCheck`.
 
     Raises:
         WireError: reason ``manifest`` when hook points, widths, metrics or agent copies differ.
     """
-    steps = message.batch.steps
-    if steps.metrics.shape[1] != len(manifest.metrics):
-        raise WireError(
-            "manifest",
-            f"a batch of {manifest.agent!r} has {steps.metrics.shape[1]} metrics and its manifest "
-            f"{len(manifest.metrics)}",
-        )
-    if int(steps.env.max()) >= manifest.env_count:
-        raise WireError(
-            "manifest",
-            f"a batch of {manifest.agent!r} names copy {int(steps.env.max())}; its manifest has "
-            f"{manifest.env_count} copies",
-        )
-    announced = {hook.name: hook for hook in manifest.hook_points}
-    if isinstance(message, FeaturesMessage):
-        unknown = [name for name in message.batch.codes if name not in announced]
-    else:
-        unknown = [
-            name
-            for name, seen in message.batch.activations.items()
-            if name not in announced
-            or (seen.x.shape[1], seen.y.shape[1]) != (announced[name].d_in, announced[name].d_out)
-        ]
-    if unknown:
-        raise WireError(
-            "manifest",
-            f"a batch of {manifest.agent!r} carries hook point {unknown[0]!r} with a width that "
-            "its manifest does not announce",
-        )
+    ManifestCheck(manifest)(message)
+
+
+class ManifestCheck:
+    """Holds the batches of one stream to its manifest."""
+
+    __slots__ = ("_agent", "_envs", "_metrics", "_widths")
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._agent = manifest.agent
+        self._metrics = len(manifest.metrics)
+        self._envs = manifest.env_count
+        self._widths = {hook.name: (hook.d_in, hook.d_out) for hook in manifest.hook_points}
+
+    def __call__(self, message: StepsMessage | FeaturesMessage) -> None:
+        """Check one batch.
+
+        Raises:
+            WireError: reason ``manifest`` when hook points, widths, metrics or copies differ.
+        """
+        steps = message.batch.steps
+        if steps.metrics.shape[1] != self._metrics:
+            raise self._differs(
+                f"has {steps.metrics.shape[1]} metrics where its manifest has {self._metrics}"
+            )
+        # With one copy all bytes are zero, and stripping them is faster than a reduction.
+        if self._envs > 1 or steps.env.tobytes().strip(b"\0"):
+            highest = int(np.maximum.reduce(steps.env))
+            if highest >= self._envs:
+                raise self._differs(
+                    f"names copy {highest} where its manifest has {self._envs} copies"
+                )
+        widths = self._widths
+        if isinstance(message, FeaturesMessage):
+            for name in message.batch.codes:
+                if name not in widths:
+                    raise self._differs(f"carries hook point {name!r}, which it did not announce")
+            return
+        for name, seen in message.batch.activations.items():
+            if widths.get(name) != (seen.x.shape[1], seen.y.shape[1]):
+                raise self._differs(
+                    f"carries hook point {name!r} with widths that its manifest does not announce"
+                )
+
+    def _differs(self, how: str) -> WireError:
+        return WireError("manifest", f"a batch of {self._agent!r} {how}")
 
 
 # --- the parts ----------------------------------------------------------------------------------
@@ -444,18 +452,66 @@ def _pack(fields: object) -> bytes:
     return packed
 
 
+# A steps header is written with the fields that change last: a map of nine entries, of which the
+# first six are the same bytes in message after message. Whoever reads it may remember what they
+# mean (see _remembered); whoever writes it need not follow this order.
+_STEPS_START: Final = bytes((0x80 | 9,)) + msgpack.packb({"v": VERSION, "kind": "steps"})[1:]
+_FIRST_SIX: Final = bytes((0x80 | 6,))
+_LAST_THREE: Final = bytes((0x80 | 3,))
+_SEQ_KEY: Final = msgpack.packb("seq")
+_LONGEST_PREFIX: Final = 4096
+
+
 @lru_cache(maxsize=256)
-def _packed_specs(specs: tuple[Spec, ...]) -> bytes:
-    return _pack(specs)
+def _steps_prefix(
+    boot_id: str,
+    rows: int,
+    n_metrics: int,
+    names: tuple[str, ...],
+    hooks: tuple[tuple[str, int, int, int], ...],
+) -> tuple[bytes, Packing]:
+    """The unchanging part of a header, and how the body that it describes is put together."""
+    specs = step_specs(rows, n_metrics, hooks)
+    fields = {
+        "v": VERSION,
+        "kind": "steps",
+        "boot": boot_id,
+        "n": rows,
+        "hooks": names,
+        "t": specs,
+    }
+    return bytes((0x80 | 9,)) + _pack(fields)[1:], packing(specs)
 
 
-_T_KEY: Final = msgpack.packb("t")
+@dataclass(frozen=True, slots=True)
+class _StepsShape:
+    """What a steps header says beside the numbers that change."""
+
+    boot: str
+    rows: int
+    names: tuple[str, ...]
+    specs: tuple[Spec, ...]
+    layout: Layout
 
 
-def _with_tensors(head: bytes, specs: tuple[Spec, ...]) -> bytes:
-    # ``head`` is a map of at most 14 entries, whose count is the low half of its first byte: one
-    # entry more, and the packed tensor list of an earlier batch of this size can be used again.
-    return b"".join((bytes((head[0] + 1,)), head[1:], _T_KEY, _packed_specs(specs)))
+@lru_cache(maxsize=256)
+def _remembered(prefix: bytes) -> _StepsShape | None:
+    """What the first six entries of a steps header mean, ``None`` when they are not just that."""
+    try:
+        fields = _unpack(_FIRST_SIX + prefix[1:], "header")
+        if not isinstance(fields, dict) or len(fields) != 6 or fields.get("v") != VERSION:
+            return None
+        known = _convert(fields, StepsPrefix, "steps")
+        return _steps_shape(known)
+    except WireError:
+        # The long way says what is wrong with it.
+        return None
+
+
+def _steps_shape(header: StepsPrefix | StepsHeader) -> _StepsShape:
+    layout = steps_layout(header.n, len(header.hooks), header.t)
+    _check_unique(header.hooks)
+    return _StepsShape(header.boot, header.n, header.hooks, header.t, layout)
 
 
 def _pack_drops(drops: Sequence[Drop]) -> list[tuple[int, int, str]]:
@@ -482,13 +538,6 @@ def _metric_count(steps: Steps) -> int:
     if steps.metrics.ndim != 2:
         raise WireError("shape", "metrics must be [rows, metrics]")
     return int(steps.metrics.shape[1])
-
-
-@lru_cache(maxsize=256)
-def _steps_specs(
-    rows: int, n_metrics: int, hooks: tuple[tuple[str, int, int, int], ...]
-) -> tuple[Spec, ...]:
-    return step_specs(rows, n_metrics, hooks)
 
 
 def _unpack_header(frame: bytes | bytearray | memoryview, limits: Limits) -> dict[str, Any]:
@@ -572,7 +621,7 @@ def _checked_views(
 
 
 def _steps_of(first_seq: int, rows: int, columns: list[NDArray[Any]]) -> Steps:
-    env, episode, t, time_ns, controller, flags, metrics = columns
+    env, episode, t, time_ns, controller, flags, metrics = columns[:7]
     if first_seq > MAX_INT - rows:
         raise WireError("value", "the message's sequence numbers are beyond 63 bits")
     # Stripping the allowed bytes leaves nothing when all are allowed: five times as fast as a
@@ -587,6 +636,13 @@ def _steps_of(first_seq: int, rows: int, columns: list[NDArray[Any]]) -> Steps:
 def _check_unique(names: Sequence[str]) -> None:
     if len(set(names)) != len(names):
         raise WireError("schema", "a hook point is named twice in one message")
+
+
+def _decode_plain(fields: dict[str, Any], kind: str) -> WireMessage:
+    if kind == "hello":
+        return _decode_hello(fields)
+    del fields["v"], fields["kind"]
+    return cast("WireMessage", _convert(fields, PLAIN_KINDS[kind], kind))
 
 
 def _decode_hello(fields: dict[str, Any]) -> Hello:
@@ -612,27 +668,58 @@ def _manifest_of(header: HelloHeader) -> Manifest:
     return manifest
 
 
+def _recall_steps(
+    frames: Sequence[bytes | bytearray | memoryview], limits: Limits
+) -> StepsMessage | None:
+    """The short way: a steps message whose header begins as an earlier one did.
+
+    It accepts nothing that the long way would not: the beginning went the long way once, byte for
+    byte, and the rest must be the three other fields, each once.
+    """
+    head = frames[0] if isinstance(frames[0], bytes) else bytes(frames[0])
+    cut = head.rfind(_SEQ_KEY)
+    if not 0 < cut <= _LONGEST_PREFIX or len(head) > limits.header_bytes:
+        return None
+    shape = _remembered(head[:cut])
+    rest = None if shape is None else _rest(head[cut:])
+    if shape is None or rest is None:
+        return None
+    arrays = _checked_views(shape.layout, shape.rows, _body(frames), limits)
+    return _steps_message(shape, arrays, rest)
+
+
+def _rest(entries: bytes) -> StepsRest | None:
+    """The changing fields of a steps header, ``None`` when these bytes are not just them."""
+    try:
+        fields = _unpack(_LAST_THREE + entries, "header")
+        if not isinstance(fields, dict) or len(fields) != 3:
+            return None
+        return _convert(fields, StepsRest, "steps")
+    except WireError:
+        return None
+
+
 def _decode_steps(fields: dict[str, Any], body: bytes | memoryview, limits: Limits) -> StepsMessage:
     header = _convert(fields, StepsHeader, "steps")
-    rows, names, specs = header.n, header.hooks, header.t
-    layout = steps_layout(rows, len(names), specs)
-    arrays = _checked_views(layout, rows, body, limits)
-    _check_unique(names)
+    shape = _steps_shape(header)
+    arrays = _checked_views(shape.layout, shape.rows, body, limits)
+    return _steps_message(shape, arrays, StepsRest(header.seq, header.sent, header.drops))
+
+
+def _steps_message(shape: _StepsShape, arrays: list[NDArray[Any]], rest: StepsRest) -> StepsMessage:
+    rows = shape.rows
     activations: dict[str, Activations] = {}
     place = 7
-    for name in names:
+    for name in shape.names:
         x, y, sampled = arrays[place : place + 3]
-        if specs[place][1] == "bf2":
+        if shape.specs[place][1] == "bf2":
             x, y = widen_bfloat16(x), widen_bfloat16(y)
-        _check_sampled(name, rows, sampled)
+        if len(sampled):
+            _check_sampled(name, rows, sampled)
         activations[name] = Activations(x, y, sampled)
         place += 3
-    return StepsMessage(
-        boot_id=header.boot,
-        batch=StepBatch(_steps_of(header.seq, rows, arrays[:7]), activations),
-        drops=header.drops,
-        sent_ns=header.sent,
-    )
+    batch = StepBatch(_steps_of(rest.seq, rows, arrays), activations)
+    return StepsMessage(shape.boot, batch, rest.drops, rest.sent)
 
 
 def _check_sampled(name: str, rows: int, sampled: NDArray[np.uint16]) -> None:
@@ -666,7 +753,7 @@ def _decode_features(
         batch=FeatureBatch(
             run_id=header.run,
             boot_id=header.boot,
-            steps=_steps_of(header.seq, rows, arrays[:7]),
+            steps=_steps_of(header.seq, rows, arrays),
             codes=codes,
             transcoders={hook.name: hook.transcoder for hook in header.hooks},
             encoded_ns=header.encoded,
@@ -737,3 +824,13 @@ def _check_size(size: int, body: bytes | memoryview, limit: int) -> None:
         raise WireError("limit", f"the body has {size} bytes; at most {limit} are accepted")
     if len(body) != size:
         raise WireError("length", f"the body has {len(body)} bytes and its header says {size}")
+
+
+_WITH_BODY: Final[
+    Mapping[str, Callable[[dict[str, Any], bytes | memoryview, Limits], WireMessage]]
+] = {
+    "steps": _decode_steps,
+    "features": _decode_features,
+    "document": _decode_document,
+    "frame": _decode_picture,
+}

@@ -60,34 +60,42 @@ class ReceiverCredit:
     the window.
     """
 
-    __slots__ = ("_bytes", "_bytes_limit", "_steps", "_steps_limit", "_waiting", "window")
+    __slots__ = (
+        "_bytes",
+        "_bytes_limit",
+        "_steps",
+        "_steps_limit",
+        "_waiting_bytes",
+        "_waiting_steps",
+        "window",
+    )
 
     def __init__(self, window: Window, waiting: Window | None = None) -> None:
         self.window = window
         self._steps = self._bytes = 0
         # What an earlier connection of the same stream left in the queue takes room here.
-        self._waiting = waiting or Window(0, 0)
-        self._steps_limit = max(0, window.steps - self._waiting.steps)
-        self._bytes_limit = max(0, window.bytes - self._waiting.bytes)
+        self._waiting_steps = waiting.steps if waiting else 0
+        self._waiting_bytes = waiting.bytes if waiting else 0
+        self._steps_limit = max(0, window.steps - self._waiting_steps)
+        self._bytes_limit = max(0, window.bytes - self._waiting_bytes)
 
     def receive(self, steps: int, size: int) -> bool:
         """A message came; returns whether it kept to what was granted."""
         self._steps += steps
         self._bytes += size
-        self._waiting = Window(self._waiting.steps + steps, self._waiting.bytes + size)
+        self._waiting_steps += steps
+        self._waiting_bytes += size
         return self._steps <= self._steps_limit and self._bytes <= self._bytes_limit
 
     def process(self, steps: int, size: int) -> None:
         """A message that came on this connection is done with."""
-        self._waiting = Window(
-            max(0, self._waiting.steps - steps), max(0, self._waiting.bytes - size)
-        )
+        self._waiting_steps -= steps
+        self._waiting_bytes -= size
 
     def adopt(self, waiting: Window) -> None:
         """A stream moves here with what its earlier connection left in the queue."""
-        self._waiting = Window(
-            self._waiting.steps + waiting.steps, self._waiting.bytes + waiting.bytes
-        )
+        self._waiting_steps += waiting.steps
+        self._waiting_bytes += waiting.bytes
 
     def correct(self, steps_used: int, bytes_used: int) -> None:
         """The sender says how much it used: what vanished on the way is not held against it."""
@@ -96,18 +104,16 @@ class ReceiverCredit:
 
     def limits(self) -> Window:
         """The totals to grant now: received so far plus the free part of the window."""
-        self._steps_limit = max(
-            self._steps_limit, self._steps + self.window.steps - self._waiting.steps
-        )
-        self._bytes_limit = max(
-            self._bytes_limit, self._bytes + self.window.bytes - self._waiting.bytes
-        )
+        steps = self._steps + self.window.steps - self._waiting_steps
+        size = self._bytes + self.window.bytes - self._waiting_bytes
+        self._steps_limit = max(self._steps_limit, steps)
+        self._bytes_limit = max(self._bytes_limit, size)
         return Window(self._steps_limit, self._bytes_limit)
 
     @property
     def waiting(self) -> Window:
         """Received and not processed."""
-        return self._waiting
+        return Window(self._waiting_steps, self._waiting_bytes)
 
 
 class Budget:

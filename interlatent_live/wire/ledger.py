@@ -309,6 +309,10 @@ class ReceiverLedger:
         Anything left out was here before, or had been given up.
         """
         end = first + rows
+        if first == self.next_seq:
+            self.next_seq = end
+            self._received += rows
+            return [(0, rows)]
         fresh: list[tuple[int, int]] = []
         if first < self.next_seq:
             known = min(end, self.next_seq)

@@ -209,6 +209,25 @@ class StepsHeader(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     t: Tensors
 
 
+class StepsPrefix(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The part of a :class:`StepsHeader` that is the same for every message of a stream."""
+
+    v: int
+    kind: str
+    boot: Name
+    n: Rows
+    hooks: Annotated[tuple[Name, ...], Meta(max_length=MAX_HOOK_POINTS)]
+    t: Tensors
+
+
+class StepsRest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The other part: what changes from message to message."""
+
+    seq: Count
+    sent: Clock
+    drops: Drops
+
+
 class FeatureHookHeader(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """A hook point of a features message: ``[name, transcoder hash, number of features]``."""
 

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Final
 
 from interlatent_live.errors import WireError
 from interlatent_live.wire.clock import OffsetSample
-from interlatent_live.wire.codec import check_against
+from interlatent_live.wire.codec import ManifestCheck
 from interlatent_live.wire.credit import Budget, ReceiverCredit, Window
 from interlatent_live.wire.ledger import ReceiverCounts, ReceiverLedger
-from interlatent_live.wire.limits import MAX_INT, MAX_STREAMS, MAX_TEXT
+from interlatent_live.wire.limits import MAX_STREAMS, MAX_TEXT
 from interlatent_live.wire.messages import (
     Ack,
     Bye,
@@ -139,16 +139,17 @@ class _Waiting:
     rows: int
     size: int
     peer: Identity
+    parts: int
+    """Deliveries that are still to be reported processed."""
 
 
 @dataclass(slots=True)
 class _Stream:
     manifest: Manifest
-    hello: Hello
+    check: ManifestCheck
     ledger: ReceiverLedger
     peer: Identity | None
     waiting: deque[_Waiting] = field(default_factory=deque)
-    parts: deque[int] = field(default_factory=deque)
     statement: Stats | None = None
     detached_at: float = 0.0
     ended: bool = False
@@ -203,23 +204,30 @@ class ReceiverHub:
 
         ``user_id`` is what the authenticator made of the peer's key, ``""`` without keys.
         """
-        self.counters.messages += 1
-        self.counters.bytes += size
+        counters = self.counters
+        counters.messages += 1
+        counters.bytes += size
         known = self._peers.get(peer)
         if known is not None:
             known.user_id = user_id
-            self._hear(now, peer, known, message)
+            known.heard = now.mono
+            known.echo_ns, known.echo_received_ns = message.sent_ns, _stamp(now)
+            if not known.ack_due:
+                self._soil(now, peer, known)
+        if isinstance(message, StepsMessage | FeaturesMessage):
+            return self._on_rows(now, peer, message, size)
+        return self._on_other(now, peer, message, user_id)
+
+    def _on_other(
+        self, now: Now, peer: Identity, message: WireMessage, user_id: str
+    ) -> list[HubInstruction]:
         match message:
-            case StepsMessage():
-                return self._on_rows(now, peer, message.boot_id, message, size)
-            case FeaturesMessage():
-                return self._on_rows(now, peer, message.batch.boot_id, message, size)
             case Hello():
                 return self._on_hello(now, peer, message, user_id)
             case Stats():
                 return self._on_statement(now, peer, message)
             case Heartbeat():
-                return [] if known is not None else self._unknown(now, peer, "")
+                return [] if peer in self._peers else self._unknown(now, peer, "")
             case _:
                 return self._refusal(now, peer, "kind", "a receiver of rows has no use for this")
 
@@ -269,10 +277,10 @@ class ReceiverHub:
         known.echo_ns, known.echo_received_ns = hello.sent_ns, _stamp(now)
         if stream is None or stream.ended:
             ledger = ReceiverLedger(hello.first_seq, lossless=hello.lossless)
-            stream = _Stream(hello.manifest, hello, ledger, peer)
+            stream = _Stream(hello.manifest, ManifestCheck(hello.manifest), ledger, peer)
             self._streams[boot_id] = stream
         else:
-            stream.peer, stream.hello, stream.manifest = peer, hello, hello.manifest
+            stream.peer = peer
             stream.ledger.resume(hello.first_seq)
             for left in stream.waiting:
                 left.peer = peer
@@ -323,24 +331,25 @@ class ReceiverHub:
     def processed(self, now: Now, boot_id: str, messages: int = 1) -> list[HubInstruction]:
         """The oldest ``messages`` delivered of a stream are done with."""
         stream = self._streams.get(boot_id)
-        if stream is None:
-            return []
         out: list[HubInstruction] = []
-        for _ in range(messages):
-            stream.parts[0] -= 1
-            if stream.parts[0]:
+        while messages and stream is not None and stream.waiting:
+            messages -= 1
+            done = stream.waiting[0]
+            done.parts -= 1
+            if done.parts:
                 continue
-            stream.parts.popleft()
-            done = stream.waiting.popleft()
+            stream.waiting.popleft()
             peer = self._peers.get(done.peer)
             if peer is None:
                 continue
             peer.credit.process(done.rows, done.size)
             peer.unacknowledged += done.size
-            self._soil(now, done.peer, peer, boot_id)
+            peer.dirty.add(boot_id)
             # A quarter of the window: soon enough that a fast sender never waits for the timer.
             if peer.unacknowledged * 4 >= peer.credit.window.bytes:
                 out.append(self._acknowledge(now, done.peer, peer))
+            elif not peer.ack_due:
+                self._soil(now, done.peer, peer)
         return out
 
     # --- what is known --------------------------------------------------------------------------
@@ -383,17 +392,8 @@ class ReceiverHub:
 
     # --- the parts ------------------------------------------------------------------------------
 
-    def _hear(self, now: Now, identity: Identity, peer: _Peer, message: WireMessage) -> None:
-        peer.heard = now.mono
-        sent = getattr(message, "sent_ns", 0)
-        if sent:
-            peer.echo_ns, peer.echo_received_ns = sent, _stamp(now)
-        if not peer.ack_due:
-            self._soil(now, identity, peer, None)
-
-    def _soil(self, now: Now, identity: Identity, peer: _Peer, boot_id: str | None) -> None:
-        if boot_id is not None:
-            peer.dirty.add(boot_id)
+    def _soil(self, now: Now, identity: Identity, peer: _Peer) -> None:
+        """There is something to acknowledge to this peer, within the interval."""
         if not peer.ack_due:
             peer.ack_due = True
             self._due.append((now.mono + self.config.ack_interval, identity))
@@ -456,40 +456,53 @@ class ReceiverHub:
         return peer
 
     def _on_rows(
-        self,
-        now: Now,
-        identity: Identity,
-        boot_id: str,
-        message: StepsMessage | FeaturesMessage,
-        size: int,
+        self, now: Now, identity: Identity, message: StepsMessage | FeaturesMessage, size: int
     ) -> list[HubInstruction]:
+        boot_id = message.boot_id if isinstance(message, StepsMessage) else message.batch.boot_id
         stream = self._streams.get(boot_id)
         peer = self._peers.get(identity)
         if stream is None or peer is None or stream.peer != identity:
             return self._unknown(now, identity, boot_id)
-        rows = len(message.batch.steps)
+        rows = len(message.batch.steps.env)
         if not peer.credit.receive(rows, size):
             out = self._refusal(
                 now, identity, "credit", "more rows or bytes were sent than this peer granted"
             )
             return [*out, *self._drop_peer(now, identity)]
         try:
-            check_against(stream.manifest, message)
+            stream.check(message)
         except WireError as error:
             peer.credit.process(rows, size)
             return self._refusal(now, identity, error.reason, str(error))
-        first = message.batch.steps.first_seq
-        ledger = stream.ledger
-        ledger.declare(message.drops)
+        peer.dirty.add(boot_id)
+        return self._admit_rows(identity, peer, stream, message, size)
+
+    def _admit_rows(
+        self,
+        identity: Identity,
+        peer: _Peer,
+        stream: _Stream,
+        message: StepsMessage | FeaturesMessage,
+        size: int,
+    ) -> list[HubInstruction]:
+        steps, ledger = message.batch.steps, stream.ledger
+        boot_id = stream.manifest.boot_id
+        first, rows = steps.first_seq, len(steps.env)
+        if message.drops:
+            ledger.declare(message.drops)
+            if ledger.holes():
+                self._holey.add(boot_id)
+        if first == ledger.next_seq:
+            ledger.admit(first, rows)
+            stream.waiting.append(_Waiting(first, rows, size, identity, 1))
+            return [Deliver(boot_id, message)]
         fresh = ledger.admit(first, rows)
         if ledger.holes():
             self._holey.add(boot_id)
-        self._soil(now, identity, peer, boot_id)
         if not fresh:
             peer.credit.process(rows, size)
             return []
-        stream.waiting.append(_Waiting(first + fresh[0][0], rows, size, identity))
-        stream.parts.append(len(fresh))
+        stream.waiting.append(_Waiting(first + fresh[0][0], rows, size, identity, len(fresh)))
         if fresh[0] == (0, rows):
             return [Deliver(boot_id, message)]
         return [Deliver(boot_id, slice_message(message, offset, count)) for offset, count in fresh]
@@ -505,7 +518,7 @@ class ReceiverHub:
         peer.credit.correct(message.used_steps, message.used_bytes)
         if stream.ledger.holes():
             self._holey.add(message.boot_id)
-        self._soil(now, identity, peer, message.boot_id)
+        peer.dirty.add(message.boot_id)
         if not isinstance(message, Bye):
             return []
         stream.ended = True
@@ -525,7 +538,7 @@ class ReceiverHub:
         peer.ack_due = False
         peer.unacknowledged = 0
         if peer.dirty:
-            self._soil(now, identity, peer, None)
+            self._soil(now, identity, peer)
         limits = peer.credit.limits()
         ack = Ack(
             streams=tuple(entries),
@@ -546,7 +559,8 @@ class ReceiverHub:
             reported = stream.ledger.age()
             peer = self._peers.get(stream.peer) if stream.peer is not None else None
             if reported and peer is not None and stream.peer is not None:
-                self._soil(now, stream.peer, peer, boot_id)
+                peer.dirty.add(boot_id)
+                self._soil(now, stream.peer, peer)
             if not stream.ledger.holes() and not reported:
                 self._holey.discard(boot_id)
 
@@ -677,4 +691,5 @@ def _printable(text: str) -> str:
 
 
 def _stamp(now: Now) -> int:
-    return min(max(now.wall_ns, 0), MAX_INT)
+    # Clocks before 1970 exist on machines without a battery.
+    return max(0, now.wall_ns)

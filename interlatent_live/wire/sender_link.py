@@ -18,7 +18,6 @@ from interlatent_live.wire.clock import OffsetEstimator, OffsetSample
 from interlatent_live.wire.codec import encode, encode_hello
 from interlatent_live.wire.credit import SenderCredit
 from interlatent_live.wire.ledger import SenderCounts, SenderLedger
-from interlatent_live.wire.limits import MAX_INT
 from interlatent_live.wire.messages import (
     Ack,
     Bye,
@@ -374,6 +373,9 @@ class SenderLink:
         stream = self._streams.get(welcome.boot_id)
         if stream is None or stream.welcomed:
             return []
+        if stream.ledger.next_seq == stream.ledger.first_seq < welcome.received:
+            # A relay that was restarted: its predecessor brought the receiver this far.
+            stream.ledger = SenderLedger(welcome.received)
         ledger = stream.ledger
         if welcome.received > ledger.next_seq:
             return self._lose(now, "nonsense")
@@ -486,4 +488,5 @@ def total_counts(counts: Iterable[SenderCounts]) -> SenderCounts:
 
 
 def _stamp(now: Now) -> int:
-    return min(max(now.wall_ns, 0), MAX_INT)
+    # Clocks before 1970 exist on machines without a battery.
+    return max(0, now.wall_ns)

@@ -10,6 +10,7 @@ foreign bytes with dtype ``O`` reads pointers.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
@@ -54,8 +55,9 @@ COLUMNS: Final = (
 
 Spec = tuple[str, str, tuple[int, ...]]
 """Name, dtype word, shape."""
-Place = tuple[str, np.dtype[Any], int, int, tuple[int, ...] | None]
-"""Name, dtype, number of elements, byte offset, shape (``None`` for one dimension)."""
+Place = tuple[np.dtype[Any], int, int, tuple[int, ...] | None, "NDArray[Any] | None"]
+"""Dtype, number of elements, byte offset, shape (``None`` for one dimension), and the array itself
+where it has no elements."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,15 @@ class Layout:
     places: tuple[Place, ...]
     size: int
     """Bytes of the body."""
+
+
+def _read_only_empty(dtype: np.dtype[Any]) -> NDArray[Any]:
+    empty = np.empty(0, dtype)
+    empty.flags.writeable = False
+    return empty
+
+
+_EMPTY: Final = {word: _read_only_empty(dtype) for word, dtype in DTYPES.items()}
 
 
 def step_specs(
@@ -116,48 +127,73 @@ def views(layout: Layout, body: bytes | memoryview) -> list[NDArray[Any]]:
 
     ``body`` must be read-only and exactly ``layout.size`` bytes long; the codec has checked both.
     """
-    out: list[NDArray[Any]] = []
-    for _, dtype, count, offset, shape in layout.places:
-        if count:
-            array = np.frombuffer(body, dtype, count, offset)
-            out.append(array if shape is None else array.reshape(shape))
-        else:
-            empty = np.empty(shape or 0, dtype)
-            empty.flags.writeable = False
-            out.append(empty)
-    return out
+    view = np.frombuffer
+    return [
+        (
+            view(body, dtype, count, offset)
+            if shape is None
+            else view(body, dtype, count, offset).reshape(shape)
+        )
+        if empty is None
+        else empty
+        for dtype, count, offset, shape, empty in layout.places
+    ]
 
 
-@lru_cache(maxsize=256)
-def padding(specs: tuple[Spec, ...]) -> tuple[bytes, ...]:
-    """Zero bytes after each tensor; the last one ends the body."""
-    out = []
-    for _, word, shape in specs[:-1]:
-        out.append(bytes(-_size(word, shape) % ALIGNMENT))
-    return (*out, b"")
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How a body is put together, worked out once for every batch of one size."""
+
+    specs: tuple[Spec, ...]
+    shapes: list[tuple[int, ...]]
+    dtypes: list[np.dtype[Any]]
+    pads: list[bytes]
+    """Zero bytes after each tensor, so that the next one is aligned; none after the last."""
 
 
-def join(specs: tuple[Spec, ...], arrays: Sequence[NDArray[Any]]) -> bytes:
+def packing(specs: tuple[Spec, ...]) -> Packing:
+    """The packing of tensors with these specs."""
+    sizes = [math.prod(shape) * DTYPES[word].itemsize for _, word, shape in specs]
+    return Packing(
+        specs=specs,
+        shapes=[shape for _, _, shape in specs],
+        dtypes=[DTYPES[word] for _, word, _ in specs],
+        pads=[*(bytes(-size % ALIGNMENT) for size in sizes[:-1]), b""],
+    )
+
+
+def join(packing: Packing, arrays: list[NDArray[Any]]) -> bytes:
     """Copy ``arrays`` into one body, each once.
 
     Raises:
-        WireError: reason ``shape`` when an array is not what ``specs`` say.
+        WireError: reason ``shape`` when an array is not what the packing needs.
     """
-    parts: list[Any] = []
-    for (name, word, shape), array, pad in zip(specs, arrays, padding(specs), strict=True):
-        dtype = DTYPES[word]
+    if [array.shape for array in arrays] != packing.shapes:
+        raise _wrong_shape(packing, arrays)
+    if [array.dtype for array in arrays] != packing.dtypes:
+        arrays = [
+            array if array.dtype == dtype else array.astype(dtype)
+            for array, dtype in zip(arrays, packing.dtypes, strict=True)
+        ]
+    parts: list[Any] = [b""] * (2 * len(arrays))
+    parts[::2] = arrays
+    parts[1::2] = packing.pads
+    try:
+        return b"".join(parts)
+    except (BufferError, ValueError, TypeError):
+        # Not contiguous, which is rarer than it is costly to ask beforehand.
+        parts[::2] = [np.ascontiguousarray(array) for array in arrays]
+        return b"".join(parts)
+
+
+def _wrong_shape(packing: Packing, arrays: list[NDArray[Any]]) -> WireError:
+    for (name, _, shape), array in zip(packing.specs, arrays, strict=True):
         if array.shape != shape:
-            raise WireError(
-                "shape",
-                f"tensor {name!r} has shape {list(array.shape)}, the message needs {list(shape)}",
+            found, needed = list(array.shape), list(shape)
+            return WireError(
+                "shape", f"tensor {name!r} has shape {found}, the message needs {needed}"
             )
-        if array.dtype != dtype or not array.flags.c_contiguous:
-            array = np.ascontiguousarray(array, dtype)  # noqa: PLW2901 - the same column, made ready
-        if array.size:
-            parts.append(array)
-        if pad:
-            parts.append(pad)
-    return b"".join(parts)
+    raise AssertionError("unreachable: the shapes were found to differ")
 
 
 def widen_bfloat16(raw: NDArray[np.uint16]) -> NDArray[np.float32]:
@@ -197,13 +233,6 @@ def _column_specs(rows: int, n_metrics: int) -> list[Spec]:
     return list(_column_prefix(rows, n_metrics))
 
 
-def _size(word: str, shape: tuple[int, ...]) -> int:
-    count = 1
-    for extent in shape:
-        count *= extent
-    return count * DTYPES[word].itemsize
-
-
 @lru_cache(maxsize=128)
 def _steps_layout(rows: int, hook_points: int, specs: tuple[Spec, ...]) -> Layout:
     _check_count(len(specs), 7 + 3 * hook_points)
@@ -237,9 +266,10 @@ def _features_layout(rows: int, hook_points: int, specs: tuple[Spec, ...]) -> La
         parts = _feature_parts(number, rows, nnz)
         if found != parts:
             raise _differing(found, parts)
-        for name, word, shape in parts:
+        for _, word, shape in parts:
             size = offset + 4 * shape[0]
-            places.append((name, DTYPES[word], shape[0], offset, None))
+            empty = None if shape[0] else _EMPTY[word]
+            places.append((DTYPES[word], shape[0], offset, None, empty))
             offset = size + -size % ALIGNMENT
     return Layout(tuple(places), size)
 
@@ -275,10 +305,11 @@ def _column_places(rows: int, specs: tuple[Spec, ...]) -> tuple[tuple[Place, ...
 def _place(specs: tuple[Spec, ...]) -> Layout:
     places = []
     offset = end = 0
-    for name, word, shape in specs:
+    for _, word, shape in specs:
         count = shape[0] if len(shape) == 1 else shape[0] * shape[1]
         dtype = DTYPES[word]
-        places.append((name, dtype, count, offset, None if len(shape) == 1 else shape))
+        empty = None if count else _EMPTY[word].reshape(shape)
+        places.append((dtype, count, offset, None if len(shape) == 1 else shape, empty))
         end = offset + count * dtype.itemsize
         offset = end + -end % ALIGNMENT
     return Layout(tuple(places), end)
