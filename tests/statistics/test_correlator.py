@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 from fractions import Fraction
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from interlatent_live.errors import UserError
-from interlatent_live.statistics.config import CorrelatorConfig, SliceSpec
+from interlatent_live.statistics.config import CorrelatorConfig, SliceSpec, rowwise
 from interlatent_live.statistics.correlator import Correlator
 from interlatent_live.statistics.exemplars import ExemplarKind
 from interlatent_live.stream import Controller, MetricSpec, StepFlag
@@ -242,12 +243,19 @@ def test_slices_by_predicate_and_by_outcome():
     steps.flags[steps.flags > 0] = np.where(
         steps.episode[steps.flags > 0] % 2, int(StepFlag.TRUNCATED), int(StepFlag.TERMINATED)
     )
-    config = replace(SMALL, slices=(SliceSpec("high", lambda columns: columns["m1"] > 0.5),))
+    config = replace(
+        SMALL,
+        slices=(
+            SliceSpec("high", lambda columns: columns["m1"] > 0.5),
+            SliceSpec("low", rowwise(lambda row: row["m1"] < -1)),
+        ),
+    )
     correlator = feed(Correlator(SPECS, 12, config), steps, dense)
     high = steps.metrics[:, 1] > 0.5
     assert correlator.profile(0, "slice:high").metric("m0").r == pytest.approx(
         np.corrcoef(dense[high, 0], steps.metrics[high, 0])[0, 1], abs=1e-9
     )
+    assert correlator.profile(0, "slice:low").n == (steps.metrics[:, 1] < -1).sum()
     odd = steps.episode % 2 == 1
     truncated = correlator.profile(0, "slice:truncated")
     assert truncated.n == odd.sum()
@@ -288,3 +296,14 @@ def test_wrong_shapes_are_refused_with_a_sentence():
         correlator.top("nope")
     with pytest.raises(UserError, match="unique"):
         Correlator((MetricSpec("a"), MetricSpec("a")), 4, SMALL)
+
+
+def test_held_bytes_are_what_the_allocator_says():
+    steps, dense = stream(4000)
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    correlator = feed(Correlator(SPECS, 12, SMALL), steps, dense)
+    correlator.finish()
+    allocated = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert correlator.nbytes == pytest.approx(allocated, rel=0.1)
