@@ -77,6 +77,8 @@ class Claim:
     version: int
     created_ns: int
     """Only episodes begun later count as held out."""
+    rewrites: int = 0
+    """Versions before this one that had been scored; n of them leave α / 2ⁿ to this one."""
     expected_effect: ExpectedEffect | None = None
     confidence: float | None = None
     """What the writer says of itself; shown, never used."""
@@ -104,7 +106,8 @@ class Claim:
     def judged(self, verdict: Verdict, reason: str, at_ns: int) -> Claim:
         """With a verdict; a *changed* verdict is added to the history."""
         changed = replace(self, verdict=verdict, reason=reason)
-        if verdict is self.verdict and self.history:
+        known = self.history and self.history[-1].version == self.version
+        if known and verdict is self.verdict:
             return changed
         event = ClaimEvent(
             at_ns,
@@ -154,6 +157,7 @@ def claim_json(claim: Claim) -> dict[str, Any]:
         "writer": claim.writer,
         "prompt_hash": claim.prompt_hash,
         "version": claim.version,
+        "rewrites": claim.rewrites,
         "created_ns": claim.created_ns,
     }
 

@@ -23,7 +23,7 @@ from interlatent_live.explanations.nulls import NullModel, NullResult
 from interlatent_live.explanations.predicates import evaluate, leaf_count, to_text
 from interlatent_live.explanations.profile import FeatureProfile, build_profile
 from interlatent_live.explanations.rules import MAX_ROWS, Rule, induce_rules
-from interlatent_live.explanations.scores import score
+from interlatent_live.explanations.scores import balanced_accuracy_of, score_rows
 from interlatent_live.explanations.search import CLOCK_TERMS, RuleScores, TermFamilies
 from interlatent_live.explanations.sequential import (
     FALSE_WITHDRAWALS_PER_MILLION,
@@ -39,6 +39,7 @@ from interlatent_live.stream import FeatureAddress
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from interlatent_live.explanations.predicates import Predicate, Truth
     from interlatent_live.explanations.writers import Draft
     from interlatent_live.stream import FeatureBatch, MetricSpec
 
@@ -95,6 +96,7 @@ class Explainer:
         self._watches: dict[int, Watch] = {}
         self._alarm = ""
         self._transcoder_hash = ""
+        self._truths: dict[Predicate, Truth] = {}
 
     @property
     def claims(self) -> tuple[Claim, ...]:
@@ -186,6 +188,7 @@ class Explainer:
             prompt_hash=draft.prompt_hash,
             version=0 if old is None else old.version + 1,
             created_ns=int(now_ns),
+            rewrites=0 if old is None else old.rewrites + _was_scored(old),
             expected_effect=draft.expected_effect,
             confidence=draft.confidence,
             density=None if old is None else old.density,
@@ -248,6 +251,7 @@ class Explainer:
         stale: str,
     ) -> None:
         coverage = held_out.coverage()
+        self._truths = {}
         for feature in features:
             claim = self._claims[feature]
             if feature < held_out.n_features:
@@ -266,25 +270,39 @@ class Explainer:
                 p = null.p_of(at, accuracy.value, accuracy.error)
                 claim = replace(claim, p_adjusted=p, null_draws=null.draws)
             self._claims[feature] = self._judged(claim, held_out, now_ns, stale or self._alarm)
+        self._truths = {}
 
     def _scored(self, claim: Claim, held_out: Evidence) -> Claim:
         predicate, feature = claim.predicate, claim.address.index
         if predicate is None or feature >= held_out.n_features:
             return claim
-        scores = score(held_out, feature, predicate)
+        truth = self._truth(predicate, held_out)
+        scores = score_rows(held_out, feature, truth.holds, truth.undefined)
         best = self._rules[feature].of_size(leaf_count(predicate))
         rival = None
         if best is not None:
-            rival = scores if best == predicate else score(held_out, feature, best)
+            rival = scores.balanced_accuracy
+            if best != predicate:
+                holds = self._truth(best, held_out).holds
+                rival = balanced_accuracy_of(held_out, feature, holds)
         clock = self._clock[feature].predicate if feature in self._clock else None
-        by_clock = None if clock is None else score(held_out, feature, clock)
+        by_clock = None
+        if clock is not None:
+            holds = self._truth(clock, held_out).holds
+            by_clock = balanced_accuracy_of(held_out, feature, holds)
         return replace(
             claim,
             scores=scores,
             best_rule=None if best is None else to_text(best),
-            best_rule_balanced_accuracy=None if rival is None else rival.balanced_accuracy.value,
-            clock_balanced_accuracy=None if by_clock is None else by_clock.balanced_accuracy.value,
+            best_rule_balanced_accuracy=None if rival is None else rival.value,
+            clock_balanced_accuracy=None if by_clock is None else by_clock.value,
         )
+
+    def _truth(self, predicate: Predicate, held_out: Evidence) -> Truth:
+        """A predicate over the ledger being scored; claims and rules often share one."""
+        if predicate not in self._truths:
+            self._truths[predicate] = evaluate(predicate, held_out.columns())
+        return self._truths[predicate]
 
     def _look(self, held_out: Evidence, since: int, *, last: bool) -> NullResult | None:
         """The null for a ledger, computed anew at a declared look."""
@@ -319,7 +337,7 @@ class Explainer:
         judgement = judge(
             claim.scores,
             claim.p_adjusted,
-            version=claim.version,
+            version=claim.rewrites,
             effect_sign=0 if claim.expected_effect is None else claim.expected_effect.sign,
             effect=claim.effect,
             stale=stale,
@@ -348,7 +366,7 @@ class Explainer:
         predicate = claim.predicate
         if predicate is None:
             return ""
-        holds = evaluate(predicate, held_out.columns()).holds & held_out.scored
+        holds = self._truth(predicate, held_out).holds & held_out.scored
         on = held_out.on(claim.address.index)
         bouts = runs(on, holds, held_out.past, held_out.time_ns)
         firings = runs(holds, on, held_out.past, held_out.time_ns)
@@ -422,3 +440,8 @@ class Explainer:
             for claim in self.claims
         ]
         return {"features": features, "claims": claim_counts(self.claims, live, eligible)}
+
+
+def _was_scored(claim: Claim) -> bool:
+    """Whether held-out rows have been looked at through this version."""
+    return claim.scores is not None and claim.scores.rows > 0

@@ -160,6 +160,14 @@ def score(evidence: Evidence, feature: int, predicate: Predicate) -> Scores:
     return score_rows(evidence, feature, truth.holds, truth.undefined)
 
 
+def balanced_accuracy_of(evidence: Evidence, feature: int, holds: NDArray[np.bool_]) -> Interval:
+    """Only the balanced accuracy of a predicate already evaluated ([n]), for rivals of a claim."""
+    rows = evidence.scored
+    return balanced_accuracy_interval(
+        unit_counts(holds[rows], evidence.on(feature)[rows], evidence.unit[rows], evidence.n_units)
+    )
+
+
 def score_rows(
     evidence: Evidence,
     feature: int,
@@ -201,11 +209,22 @@ def bouts(on: NDArray[np.bool_], past: NDArray[np.integer]) -> int:
 def auroc(value: NDArray[np.floating], event: NDArray[np.bool_]) -> float | None:
     """P(value inside the event > outside), ties ½; None where a side is empty.
 
-    Mann & Whitney, 1947, by mid-ranks.
+    Mann & Whitney, 1947, by mid-ranks. Activations are ≥ 0 and mostly 0: then only those above 0
+    are ranked, and the zeros are one atom.
     """
     inside = int(event.sum())
     outside = len(event) - inside
     if inside == 0 or outside == 0:
         return None
-    ranks = rankdata(value)
-    return float((ranks[event].sum() - inside * (inside + 1) / 2) / (inside * outside))
+    if float(value.min()) < 0:
+        ranks = rankdata(value)
+        return float((ranks[event].sum() - inside * (inside + 1) / 2) / (inside * outside))
+    positive = value > 0
+    ranked_event = event[positive]
+    inside_on = int(ranked_event.sum())
+    inside_off, outside_on = inside - inside_on, len(ranked_event) - inside_on
+    outside_off = outside - outside_on
+    ranks = rankdata(value[positive])
+    wins = float(ranks[ranked_event].sum()) - inside_on * (inside_on + 1) / 2
+    wins += inside_on * outside_off + 0.5 * inside_off * outside_off
+    return wins / (inside * outside)

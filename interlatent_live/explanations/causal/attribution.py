@@ -5,9 +5,9 @@ logit(runner-up), or an action minus its mean, with what the tail after it does 
 as an explicit constant. With the transcoder, y = Σ fᵢ dᵢ + x W_skip + b_dec + error, so the
 quantity is a sum over features, skip, bias and an error node. A feature that is on is linear in its
 input, fᵢ = x·eᵢ + bᵢ, and x is the output of the hook point before, which opens each term again,
-down to the observation (Ameisen et al., "Circuit Tracing", 2025, §3: attribution graphs with error nodes;
-here nothing is frozen because an active feature *is* linear). At every level the terms sum to the
-same number; the tests hold that to 1e-4.
+down to the observation (Ameisen et al., "Circuit Tracing", 2025, §3: attribution graphs with error
+nodes; here nothing is frozen because an active feature *is* linear). At every level the terms sum
+to the same number; the tests hold that to 1e-4.
 """
 
 from __future__ import annotations
