@@ -17,10 +17,11 @@ import numpy as np
 
 from interlatent_live.errors import UserError
 from interlatent_live.explanations.claims import Claim, claim_counts, claim_json
+from interlatent_live.explanations.clauses import kept_clauses, prune
 from interlatent_live.explanations.evidence import DEFAULT_LIMIT_BYTES, Evidence, EvidenceStore
 from interlatent_live.explanations.narrator import Narrator, Sentence
 from interlatent_live.explanations.nulls import NullModel, NullResult
-from interlatent_live.explanations.predicates import evaluate, leaf_count, to_text
+from interlatent_live.explanations.predicates import evaluate, leaf_count, to_english, to_text
 from interlatent_live.explanations.profile import FeatureProfile, build_profile
 from interlatent_live.explanations.rules import MAX_ROWS, Rule, induce_rules
 from interlatent_live.explanations.scores import balanced_accuracy_of, score_rows
@@ -33,14 +34,15 @@ from interlatent_live.explanations.sequential import (
     update_watch,
 )
 from interlatent_live.explanations.verification import Verdict, judge
-from interlatent_live.explanations.writers import state_rule
+from interlatent_live.explanations.writers import Draft, state_rule
+from interlatent_live.explanations.writers.builtin import label_of
 from interlatent_live.stream import FeatureAddress
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from interlatent_live.explanations.predicates import Predicate, Truth
-    from interlatent_live.explanations.writers import Draft
+    from interlatent_live.explanations.scores import Interval
     from interlatent_live.stream import FeatureBatch, MetricSpec
 
 _LOOKS: Final = tuple(sorted({6 * 2**k for k in range(20)} | {8 * 2**k for k in range(20)}))
@@ -202,6 +204,47 @@ class Explainer:
         self._ledger_ns[feature] = int(now_ns)
         self._watches.pop(feature, None)
         return claim
+
+    def prune(self, feature: int, now_ns: int) -> Claim | None:
+        """Drop what the held-out episodes do not support; a new version, or None if all is needed.
+
+        The shorter text has a ledger of its own, on episodes that begin from now on.
+
+        Raises:
+            UserError: when the feature has no claim.
+        """
+        claim = self._claim(feature)
+        if claim.predicate is None or not _was_scored(claim):
+            return None
+        held_out = self.evidence().begun_after(self._ledger_ns[feature])
+        pruned = prune(claim.predicate, held_out, feature)
+        if not pruned.dropped:
+            return None
+        draft = Draft(
+            label=label_of(pruned.predicate),
+            description=f"On when {to_english(pruned.predicate)}. "
+            f"(Shortened: {len(pruned.dropped)} clause(s) had no support on later episodes.)",
+            clauses=kept_clauses(claim.clauses, pruned),
+            predicate=pruned.predicate,
+            writer=claim.writer,
+            prompt_hash=claim.prompt_hash,
+            expected_effect=claim.expected_effect,
+            confidence=claim.confidence,
+        )
+        return self.adopt(feature, draft, now_ns)
+
+    def set_effect(self, feature: int, effect: Interval) -> None:
+        """Note a measured direct effect on the expected action; the next rescoring judges by it.
+
+        Raises:
+            UserError: when the feature has no claim.
+        """
+        self._claims[feature] = replace(self._claim(feature), effect=effect)
+
+    def _claim(self, feature: int) -> Claim:
+        if feature not in self._claims:
+            raise UserError(f"feature {self.hook_point}/{feature} has no claim")
+        return self._claims[feature]
 
     def search_null(self, count: int | None = None) -> int:
         """Search more draws of the null; returns how many are missing still."""

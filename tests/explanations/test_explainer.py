@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 
 from interlatent_live.errors import UserError
-from interlatent_live.explanations import Explainer, ExplainerConfig, TermFamilies, Verdict, measure
+from interlatent_live.explanations import (
+    ExpectedEffect,
+    Explainer,
+    ExplainerConfig,
+    Interval,
+    TermFamilies,
+    Verdict,
+    measure,
+)
 from interlatent_live.explanations.evidence import collect_evidence
 from interlatent_live.explanations.planted import DESCRIBABLE, HOOK, Kind, Plan, plant, sparse_codes
 from interlatent_live.explanations.predicates import parse, to_text
@@ -231,3 +239,39 @@ def test_predicates_of_people_are_checked_at_once(stream):
         parse("signal_a > 1", stream.specs),
         parse("signal_b < 0", stream.specs),
     ]
+
+
+def test_pruning_makes_a_shorter_version_with_a_ledger_of_its_own(stream):
+    explainer = calibrated(stream)
+    now = time_of(stream.batches[CALIBRATION - 1])
+    truth = to_text(stream.truth[0].predicate)
+    padded = draft_by_person(f"{truth} and time_in_episode >= 0", stream.specs, person="ada")
+    explainer.adopt(0, padded, now)
+    assert explainer.prune(0, now) is None, "nothing was scored yet"
+    for batch in stream.batches[CALIBRATION:65]:
+        explainer.observe(batch)
+    now = time_of(stream.batches[64])
+    explainer.rescore(now)
+    shorter = explainer.prune(0, now)
+    assert to_text(shorter.predicate) == truth
+    assert (shorter.version, shorter.rewrites) == (2, 1)
+    assert [clause.predicate for clause in shorter.clauses] == [stream.truth[0].predicate]
+    assert explainer.prune(0, now) is None
+    with pytest.raises(UserError, match="has no claim"):
+        explainer.prune(999, now)
+
+
+def test_an_effect_of_the_opposite_sign_contradicts_the_claim(stream):
+    explainer = calibrated(stream)
+    now = time_of(stream.batches[CALIBRATION - 1])
+    draft = draft_by_person(to_text(stream.truth[0].predicate), stream.specs, person="ada")
+    draft = replace(draft, expected_effect=ExpectedEffect("right", 1))
+    explainer.adopt(0, draft, now)
+    for batch in stream.batches[CALIBRATION:]:
+        explainer.observe(batch)
+    explainer.rescore(time_of(stream.batches[-1]), last=True)
+    assert explainer.claims[0].verdict is Verdict.VERIFIED
+    explainer.set_effect(0, Interval(-0.4, -0.6, -0.2))
+    explainer.rescore(time_of(stream.batches[-1]), last=True)
+    assert explainer.claims[0].verdict is Verdict.CONTRADICTED
+    assert "opposite sign" in explainer.claims[0].reason
