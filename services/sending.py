@@ -28,6 +28,7 @@ from interlatent_live.wire.sender_link import (
     StreamUp,
     Transmit,
 )
+from interlatent_live.wire.slices import slice_features
 from interlatent_live.wire.sockets import receive_message, send_message
 
 if TYPE_CHECKING:
@@ -104,6 +105,9 @@ class FeatureSender:
             rows = len(steps)
             if self.socket is None or self.link.blocked(boot_id, rows, waiting.size) is not None:
                 return
+            if steps.first_seq < self.link.next_seq(boot_id):
+                self._skip_delivered(waiting, self.link.next_seq(boot_id))
+                continue
             self._declare_hole(boot_id, steps.first_seq)
             drops = self.link.pending_drops(boot_id)
             frames = encode_features(waiting.batch, drops=drops) if drops else waiting.frames
@@ -159,6 +163,18 @@ class FeatureSender:
         if self.socket is not None:
             self.socket.setsockopt(zmq.LINGER, LAST_WORDS_MS)
         self._carry_out(self.link.close(read_clock()))
+
+    def _skip_delivered(self, waiting: _Waiting, next_seq: int) -> None:
+        """Leave out rows that an encoder before this one delivered already."""
+        self._forget_oldest()
+        steps = waiting.batch.steps
+        delivered = next_seq - steps.first_seq
+        if delivered < len(steps):
+            rest = slice_features(waiting.batch, delivered, len(steps) - delivered)
+            frames = encode_features(rest)
+            size = sum(len(frame) for frame in frames)
+            self._queue.appendleft(_Waiting(rest, frames, size))
+            self._queued += size
 
     def _declare_hole(self, boot_id: str, first_seq: int) -> None:
         """Rows that never reached this queue were lost before it, and are declared on."""

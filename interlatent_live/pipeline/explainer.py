@@ -192,8 +192,8 @@ class ExplainerCore:
             if found is not None:
                 return found
         for explainer in self._prepared.values():
-            if explainer.search_null(self._pace.null_draws_at_once):
-                return []
+            if self._search_null(explainer):
+                break
         return []
 
     def _work_on(self, inquiry: _Inquiry) -> list[Document] | None:
@@ -202,9 +202,11 @@ class ExplainerCore:
             return None
         if not inquiry.explainer.claims and not self._propose(inquiry):
             return self._finish(inquiry) if inquiry.ended else None
-        if inquiry.ended:
-            return self._finish(inquiry)
-        return self._follow(inquiry)
+        if not inquiry.ended:
+            return self._follow(inquiry)
+        if self._search_null(inquiry.explainer):
+            return []
+        return self._finish(inquiry)
 
     def _follow(self, inquiry: _Inquiry) -> list[Document] | None:
         """Narrate, rescore or search the null, whichever is due."""
@@ -219,10 +221,15 @@ class ExplainerCore:
             claims = self._claims(inquiry)
             inquiry.rescore_due_ns = self._next(now, self._pace.rescore_s)
             return [claims]
-        if explainer.null_draws_done < self._config.null_draws:
-            explainer.search_null(self._pace.null_draws_at_once)
-            return []
-        return None
+        return [] if self._search_null(explainer) else None
+
+    def _search_null(self, explainer: Explainer) -> bool:
+        """Search a few more draws; whether there were any to search."""
+        if explainer.null_draws_done >= self._config.null_draws:
+            return False
+        before = explainer.null_draws_done
+        explainer.search_null(self._pace.null_draws_at_once)
+        return explainer.null_draws_done > before
 
     def _next(self, began_ns: int, every_s: float) -> int:
         """When to do it again: at its pace, and never for more than a fifth of the time."""
@@ -234,7 +241,6 @@ class ExplainerCore:
         inquiry.final = True
         if not inquiry.explainer.claims:
             return [self._claims(inquiry)]
-        inquiry.explainer.search_null()
         inquiry.explainer.rescore(self._clock(), last=True)
         return [*self._narration(inquiry), self._claims(inquiry)]
 

@@ -50,7 +50,9 @@ class System:
     """Encoder, correlator and explainer under an engine, watched by a feed client."""
 
     def __init__(self, **flags):
-        base = resolve(flags={"logging.level": "warning", **flags}, environment={}).settings
+        base = resolve(
+            flags={"logging.level": "warning", "explainer.null_draws": 99, **flags}, environment={}
+        ).settings
         self.settings: Settings = on_free_ports(base)
         self.state = FeedState()
         self.lines: list[str] = []
