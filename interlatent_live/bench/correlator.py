@@ -407,7 +407,7 @@ def _device(notes: list[str]) -> list[BenchRow]:
             design = torch.cat((torch.ones_like(columns[:, :1]), columns), dim=1)
             rows = torch.arange(n, device="cuda", dtype=torch.int32).repeat_interleave(active)
             wide = value.double()
-            other = _device_time(torch, lambda: plain._index_add(index, rows, wide, design))  # noqa: B023, SLF001 - the plain way of the same sums
+            other = _device_time(torch, lambda: plain.add_entries(index, rows, wide, design))  # noqa: B023 - the plain way of the same sums
             kind = "Zipf" if zipf else "uniform"
             out.append(
                 bench_row(

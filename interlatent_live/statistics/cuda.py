@@ -29,7 +29,8 @@ except ImportError:  # pragma: no cover - depends on the machine
 
 _RUN = 32
 """Entries a program sums before it adds: measured best of 8 … 64 on an H100."""
-_BLOCK = 256
+_BLOCK = 64
+_ROWS = 32
 
 
 class DeviceSums:
@@ -63,7 +64,9 @@ class DeviceSums:
         self.activation_pivot = torch.full((n_features,), float("nan"), **options)
         self.unexpected = torch.zeros((), dtype=torch.int64, device=self.device)
         self._columns = torch.tensor(self.layout.partial, dtype=torch.long, device=self.device)
-        self._scratch: dict[int, tuple[torch.Tensor, ...]] = {}
+        self._pivot_known = False
+        self._shape = (0, 0)
+        self._scratch: tuple[torch.Tensor, ...] | None = None
 
     @property
     def kernels(self) -> bool:
@@ -85,14 +88,26 @@ class DeviceSums:
             value: float [nnz] activations > 0.
             metrics: float64 [n, M].
         """
+        if not self._pivot_known:
+            self._note_pivot(metrics)
+        if self.kernels and self.layout.groups == 1 and index.shape[0]:
+            self._fused(indptr, index, value, metrics)
+        else:
+            self._plain(indptr, index, value, metrics)
+
+    def _plain(
+        self,
+        indptr: torch.Tensor,
+        index: torch.Tensor,
+        value: torch.Tensor,
+        metrics: torch.Tensor,
+    ) -> None:
+        """Any device, any layout: whole-tensor operations and ``index_add_``."""
         finite = torch.isfinite(metrics)
-        self._note_pivot(metrics, finite)
         d = torch.where(finite, metrics - torch.nan_to_num(self.pivot), 0.0)
         n, groups = metrics.shape[0], self.layout.groups
-        design = torch.empty(
-            (n, groups + metrics.shape[1]), dtype=torch.float64, device=self.device
-        )
-        design[:, 0] = 1.0
+        width = groups + metrics.shape[1]
+        design = torch.ones((n, width), dtype=torch.float64, device=self.device)
         missing = (~finite).sum()
         if groups > 1:
             known = finite.index_select(1, self._columns)
@@ -102,64 +117,79 @@ class DeviceSums:
         self.unexpected += missing
         self.sums += design.sum(dim=0)
         self.squares += (d * d).sum(dim=0)
+        wide = value.to(torch.float64)
         pivots = self.activation_pivot[index]
         # Any value of a feature's will do as its pivot; of several first ones the device picks one.
-        self.activation_pivot[index] = torch.where(
-            torch.isnan(pivots), value.to(torch.float64), pivots
-        )
-        shifted = value.to(torch.float64) - self.activation_pivot[index]
-        counts = (indptr[1:] - indptr[:-1]).to(torch.long)
+        self.activation_pivot[index] = torch.where(torch.isnan(pivots), wide, pivots)
         rows = torch.repeat_interleave(
-            torch.arange(n, dtype=torch.int32, device=self.device),
-            counts,
+            torch.arange(n, device=self.device),
+            (indptr[1:] - indptr[:-1]).to(torch.long),
             output_size=index.shape[0],
         )
-        if self.kernels and groups == 1 and index.shape[0]:
-            self._sorted_add(index, rows, shifted, design)
-        else:
-            self._index_add(index, rows, shifted, design)
+        self.add_entries(index, rows, wide - self.activation_pivot[index], design)
 
-    def _note_pivot(self, metrics: torch.Tensor, finite: torch.Tensor) -> None:
-        middle = torch.nanmedian(torch.where(finite, metrics, float("nan")), dim=0).values
-        self.pivot = torch.where(torch.isnan(self.pivot), middle, self.pivot)
-
-    def _index_add(
+    def add_entries(
         self, index: torch.Tensor, rows: torch.Tensor, value: torch.Tensor, design: torch.Tensor
     ) -> None:
+        """Add entries of known rows with ``index_add_``; ``value`` less the feature's pivot."""
         where = index.to(torch.long)
-        taken = design[rows.to(torch.long)]
+        taken = design[rows]
         self.ones.index_add_(0, where, taken)
         taken = taken * value[:, None]
         self.linear.index_add_(0, where, taken)
         self.square.index_add_(0, where, taken[:, : self.layout.groups] * value[:, None])
 
-    def _sorted_add(
-        self, index: torch.Tensor, rows: torch.Tensor, value: torch.Tensor, design: torch.Tensor
+    def _fused(
+        self,
+        indptr: torch.Tensor,
+        index: torch.Tensor,
+        value: torch.Tensor,
+        metrics: torch.Tensor,
     ) -> None:
+        """Four kernels: design and row sums, ranks and pivots, sort by feature, sums of runs."""
+        n, m = metrics.shape
         nnz = index.shape[0]
-        if nnz not in self._scratch:
-            self._scratch = {
-                nnz: (
-                    torch.empty(self.n_features, dtype=torch.int32, device=self.device),
-                    torch.empty(nnz, dtype=torch.int32, device=self.device),
-                    torch.empty(nnz, dtype=torch.int32, device=self.device),
-                    torch.empty(nnz, dtype=torch.int32, device=self.device),
-                    torch.empty(nnz, dtype=torch.float64, device=self.device),
-                )
-            }
-        counts, rank, by_row, by_feature, by_value = self._scratch[nnz]
+        width = 1 + m
+        padded = triton.next_power_of_2(width)
+        counts, rank, by_row, by_feature, by_value, design = self._buffers(n, nnz, width)
         counts.zero_()
-        blocks = (triton.cdiv(nnz, _BLOCK),)
-        _rank[blocks](index, counts, rank, nnz, B=_BLOCK)
+        _design[(triton.cdiv(n, _ROWS),)](
+            metrics, self.pivot, design, self.sums, self.squares, self.unexpected, n,
+            M=m, WP=padded, R=_ROWS,
+        )  # fmt: skip
+        _rank[(n,)](indptr, index, value, counts, rank, self.activation_pivot, B=_BLOCK)
         ends = torch.cumsum(counts, 0, dtype=torch.int32)
-        _place[blocks](
-            index, rank, ends, counts, rows, value, by_row, by_value, by_feature, nnz, B=_BLOCK
-        )
-        width = design.shape[1]
+        _place[(n,)](
+            indptr, index, value, rank, ends, counts, self.activation_pivot,
+            by_row, by_value, by_feature, B=_BLOCK,
+        )  # fmt: skip
         _add_runs[(triton.cdiv(nnz, _RUN),)](
             by_row, by_value, by_feature, design, self.ones, self.linear, self.square, nnz,
-            L=_RUN, W=width, WP=triton.next_power_of_2(width), num_warps=1,
+            L=_RUN, W=width, WP=padded, num_warps=1,
         )  # fmt: skip
+
+    def _buffers(self, n: int, nnz: int, width: int) -> tuple[torch.Tensor, ...]:
+        """Scratch for a batch of this shape, kept for the next one."""
+        if self._scratch is None or self._shape != (n, nnz):
+            whole: dict[str, Any] = {"dtype": torch.int32, "device": self.device}
+            real: dict[str, Any] = {"dtype": torch.float64, "device": self.device}
+            self._shape = (n, nnz)
+            self._scratch = (
+                torch.empty(self.n_features, **whole),
+                torch.empty(nnz, **whole),
+                torch.empty(nnz, **whole),
+                torch.empty(nnz, **whole),
+                torch.empty(nnz, **real),
+                torch.empty((n, width), **real),
+            )
+        return self._scratch
+
+    def _note_pivot(self, metrics: torch.Tensor) -> None:
+        """The middle of the pane's first values; columns still unknown are tried again."""
+        finite = torch.where(torch.isfinite(metrics), metrics, float("nan"))
+        middle = torch.nanmedian(finite, dim=0).values
+        self.pivot = torch.where(torch.isnan(self.pivot), middle, self.pivot)
+        self._pivot_known = not self.layout.partial
 
     def moments(self, reference: Floats, features: Ints | None = None) -> Moments:
         """Central moments of the features that fired, on the host (see :class:`PaneSums`).
@@ -197,38 +227,80 @@ class DeviceSums:
         for table in (self.ones, self.linear, self.square, self.sums, self.squares):
             table.zero_()
         self.pivot = torch.full_like(self.pivot, float("nan"))
+        self._pivot_known = False
 
     @property
     def nbytes(self) -> int:
         """Bytes on the device, scratch included."""
         tables = (self.ones, self.linear, self.square, self.activation_pivot)
-        scratch = [t for group in self._scratch.values() for t in group]
-        return sum(t.numel() * t.element_size() for t in (*tables, *scratch))
+        return sum(t.numel() * t.element_size() for t in (*tables, *(self._scratch or ())))
 
 
 if triton is not None:  # pragma: no cover - runs on the device only
 
     @triton.jit  # type: ignore[untyped-decorator]  # triton has no types
-    def _rank(index, counts, rank, nnz, B: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202 - a kernel
-        e = tl.program_id(0) * B + tl.arange(0, B)
-        inside = e < nnz
-        f = tl.load(index + e, mask=inside, other=0)
-        r = tl.atomic_add(counts + f, 1, mask=inside, sem="relaxed")
-        tl.store(rank + e, r, mask=inside)
+    def _design(  # type: ignore[no-untyped-def]  # noqa: ANN202, PLR0917 - a kernel
+        metrics, pivot, design, sums, squares, unexpected, n,  # noqa: ANN001
+        M: tl.constexpr, WP: tl.constexpr, R: tl.constexpr,
+    ):  # fmt: skip
+        rows = tl.program_id(0) * R + tl.arange(0, R)
+        columns = tl.arange(0, WP)
+        there = (rows < n)[:, None]
+        inside = there & (columns < M)[None, :]
+        at = rows[:, None].to(tl.int64)
+        x = tl.load(metrics + at * M + columns[None, :], mask=inside, other=0.0)
+        p = tl.load(pivot + columns, mask=columns < M, other=0.0)
+        p = tl.where(p == p, p, 0.0)  # noqa: PLR0124 - NaN differs from itself
+        finite = (x == x) & (tl.abs(x) < float("inf"))  # noqa: PLR0124 - likewise
+        d = tl.where(finite & inside, x - p[None, :], 0.0)
+        tl.store(design + at * (M + 1) + columns[None, :] + 1, d, mask=inside)
+        first = rows.to(tl.int64) * (M + 1)
+        one = tl.where(rows < n, 1.0, 0.0).to(tl.float64)
+        tl.store(design + first, one, mask=rows < n)
+        tl.atomic_add(sums, tl.sum(one, axis=0), sem="relaxed")
+        known = columns < M
+        tl.atomic_add(sums + 1 + columns, tl.sum(d, axis=0), mask=known, sem="relaxed")
+        tl.atomic_add(squares + columns, tl.sum(d * d, axis=0), mask=known, sem="relaxed")
+        missing = tl.sum(tl.sum(((~finite) & inside).to(tl.int64), axis=0), axis=0)
+        if missing > 0:
+            tl.atomic_add(unexpected, missing, sem="relaxed")
+
+    @triton.jit  # type: ignore[untyped-decorator]  # triton has no types
+    def _rank(indptr, index, value, counts, rank, pivot, B: tl.constexpr):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202, PLR0917 - a kernel
+        row = tl.program_id(0)
+        start = tl.load(indptr + row)
+        end = tl.load(indptr + row + 1)
+        for low in range(start, end, B):
+            e = low + tl.arange(0, B)
+            inside = e < end
+            f = tl.load(index + e, mask=inside, other=0)
+            r = tl.atomic_add(counts + f, 1, mask=inside, sem="relaxed")
+            tl.store(rank + e, r, mask=inside)
+            p = tl.load(pivot + f, mask=inside, other=0.0)
+            v = tl.load(value + e, mask=inside, other=0.0).to(tl.float64)
+            # Any value of a feature's will do as its pivot; of several first ones one is kept.
+            tl.store(pivot + f, v, mask=inside & (p != p))  # noqa: PLR0124 - NaN differs from itself
 
     @triton.jit  # type: ignore[untyped-decorator]  # triton has no types
     def _place(  # type: ignore[no-untyped-def]  # noqa: ANN202, PLR0917 - a kernel
-        index, rank, ends, counts, rows, value, by_row, by_value, by_feature, nnz,  # noqa: ANN001
+        indptr, index, value, rank, ends, counts, pivot, by_row, by_value, by_feature,  # noqa: ANN001
         B: tl.constexpr,
     ):  # fmt: skip
-        e = tl.program_id(0) * B + tl.arange(0, B)
-        inside = e < nnz
-        f = tl.load(index + e, mask=inside, other=0)
-        start = tl.load(ends + f, mask=inside, other=0) - tl.load(counts + f, mask=inside, other=0)
-        at = start + tl.load(rank + e, mask=inside, other=0)
-        tl.store(by_row + at, tl.load(rows + e, mask=inside, other=0), mask=inside)
-        tl.store(by_value + at, tl.load(value + e, mask=inside, other=0.0), mask=inside)
-        tl.store(by_feature + at, f, mask=inside)
+        row = tl.program_id(0)
+        start = tl.load(indptr + row)
+        end = tl.load(indptr + row + 1)
+        for low in range(start, end, B):
+            e = low + tl.arange(0, B)
+            inside = e < end
+            f = tl.load(index + e, mask=inside, other=0)
+            before = tl.load(ends + f, mask=inside, other=0)
+            before -= tl.load(counts + f, mask=inside, other=0)
+            at = before + tl.load(rank + e, mask=inside, other=0)
+            p = tl.load(pivot + f, mask=inside, other=0.0)
+            v = tl.load(value + e, mask=inside, other=0.0).to(tl.float64) - p
+            tl.store(by_row + at, tl.zeros((B,), tl.int32) + row, mask=inside)
+            tl.store(by_value + at, v, mask=inside)
+            tl.store(by_feature + at, f, mask=inside)
 
     @triton.jit  # type: ignore[untyped-decorator]  # triton has no types
     def _add_runs(  # type: ignore[no-untyped-def]  # noqa: ANN202, PLR0917 - a kernel
