@@ -60,7 +60,7 @@ def _screen(client: Any, until: float | None, env: int) -> None:
     from rich.live import Live
 
     from interlatent_live.feed.state import FeedState
-    from interlatent_live.feed.view import render
+    from interlatent_live.feed.view import render, room_for
 
     state = FeedState()
     console = Console()
@@ -68,7 +68,8 @@ def _screen(client: Any, until: float | None, env: int) -> None:
         while until is None or time.monotonic() < until:
             for event in client.events(1 / REDRAWS_PER_S):
                 state.take(event)
-            live.update(render(state, env=env), refresh=True)
+            room = room_for(console.height)
+            live.update(render(state, env=env, room=room), refresh=True)
 
 
 def _json_lines(client: Any, until: float | None, *, every_step: bool) -> None:

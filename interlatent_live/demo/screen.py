@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from interlatent_live.feed.view import render
+from interlatent_live.feed.view import render, room_for
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -58,7 +58,8 @@ class LiveScreen:
         now = time.monotonic()
         if now - self._drawn >= REDRAW_EVERY_S:
             self._drawn = now
-            self._live.update(render(state), refresh=True)
+            room = room_for(self._console.height)
+            self._live.update(render(state, room=room), refresh=True)
 
     def _unusual_feeds(self) -> tuple[str, ...]:
         from interlatent_live.config import EndpointSettings  # noqa: PLC0415 - only for this line

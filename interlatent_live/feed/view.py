@@ -7,6 +7,7 @@ as text (rich markup and control characters are never interpreted).
 from __future__ import annotations
 
 import unicodedata
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Group
@@ -40,14 +41,36 @@ def clean(text: str, limit: int = 200) -> str:
     return kept if len(kept) <= limit else kept[: limit - 1] + "…"
 
 
-def render(state: FeedState, *, env: int = 0, claims_shown: int = 8) -> RenderableType:
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How much of each thing fits a terminal."""
+
+    metrics: int = 24
+    features: int = 6
+    claims: int = 8
+    sentences: int = 5
+    sentence_length: int = 300
+
+
+SMALL = Room(metrics=5, features=3, claims=3, sentences=1, sentence_length=150)
+SMALL_BELOW = 44
+"""Lines of a terminal below which :data:`SMALL` is shown; it fits 24 lines of 80 columns."""
+
+
+def room_for(height: int) -> Room:
+    """What fits a terminal of so many lines."""
+    return SMALL if height < SMALL_BELOW else Room()
+
+
+def render(state: FeedState, *, env: int = 0, room: Room | None = None) -> RenderableType:
     """The whole screen.
 
     Args:
         state: what the viewer knows.
         env: the agent copy whose present is shown.
-        claims_shown: how many rows the table of claims has.
+        room: how much of each thing is shown.
     """
+    room = room or Room()
     if state.agents is None or not state.agents.agents:
         return Panel(
             Text("waiting for an agent to connect …"), title="interlatent-live", expand=True
@@ -58,9 +81,9 @@ def render(state: FeedState, *, env: int = 0, claims_shown: int = 8) -> Renderab
     missed = run.steps_missed if run else 0
     return Group(
         _header(status, state, missed),
-        _now(status, copy, state, env),
-        _claims(state, status.run_id, claims_shown),
-        _narration(state, status.run_id),
+        _now(status, copy, state, env=env, room=room),
+        _claims(state, status.run_id, room.claims),
+        _narration(state, status.run_id, room),
     )
 
 
@@ -103,13 +126,15 @@ def _header(status: AgentStatus, state: FeedState, missed: int) -> Panel:
     return Panel(Group(*lines), title="interlatent-live", title_align="left")
 
 
-def _now(status: AgentStatus, copy: CopyNow | None, state: FeedState, env: int) -> Panel:
+def _now(
+    status: AgentStatus, copy: CopyNow | None, state: FeedState, *, env: int, room: Room
+) -> Panel:
     title = f"now: copy {env}"
     if copy is None:
         return Panel(Text("no step of this copy yet"), title=title, title_align="left")
     units = {metric["name"]: metric["unit"] for metric in status.metrics}
     values = Text()
-    for name, value in copy.metrics.items():
+    for name, value in [*copy.metrics.items()][: room.metrics]:
         unit = units.get(name, "")
         shown = f"{value:.3g}" if value == value else "–"  # noqa: PLR0124 - NaN differs from itself
         values.append(f"{clean(name, 28)} ")
@@ -125,7 +150,7 @@ def _now(status: AgentStatus, copy: CopyNow | None, state: FeedState, env: int) 
         (hook, index, value) for hook, active in copy.active.items() for index, value in active
     ]
     shown_features.sort(key=lambda item: -item[2])
-    for hook, index, value in shown_features[:6]:
+    for hook, index, value in shown_features[: room.features]:
         claim = claims.get(f"{hook}/{index}@{hashes.get(hook, '')}")
         table.add_row(f"{clean(hook, 16)}/{index}", f"{value:.2f}", _claim_label(claim))
     title += f", episode {copy.episode}, step {copy.t}" + (" (ended)" if copy.ended else "")
@@ -175,12 +200,12 @@ def _claim_order(claim: dict[str, Any]) -> tuple[int, float]:
     return rank, -(claim.get("balanced_accuracy") or 0.0)
 
 
-def _narration(state: FeedState, run_id: str, shown: int = 3) -> Panel:
-    recent = [doc for doc in state.narration if doc.run_id == run_id][-shown:]
+def _narration(state: FeedState, run_id: str, room: Room) -> Panel:
+    newest = [doc for doc in state.narration if doc.run_id == run_id][-room.sentences :]
     lines = [
-        Text(f"[copy {doc.env}] {clean(line.text, 300)}")
-        for doc in recent
+        Text(f"[copy {doc.env}] {clean(line.text, room.sentence_length)}")
+        for doc in newest
         for line in doc.lines[:2]
-    ]
+    ][-room.sentences :]
     body = Group(*lines) if lines else Text("nothing to say yet: claims are being verified")
     return Panel(body, title="what it is doing", title_align="left")

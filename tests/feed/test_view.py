@@ -1,10 +1,12 @@
+import dataclasses
 import io
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from interlatent_live.feed.state import FeedState
-from interlatent_live.feed.view import VERDICT_STYLE, clean, render
+from interlatent_live.feed.view import VERDICT_STYLE, clean, render, room_for
 from tests.support.feeds import (
     HASH,
     agents_document,
@@ -28,6 +30,25 @@ def full_state():
     state.on_document(narration_document())
     state.on_features(feature_batch(), received_ns=3_000_000)
     return state
+
+
+def test_a_terminal_of_24_lines_holds_all_of_it():
+    state = full_state()
+    document = agents_document()
+    names = [f"metric {number}" for number in range(20)]
+    many = [{"name": n, "unit": "m", "role": "state", "description": ""} for n in names]
+    state.on_document(agents_document(metrics=many))
+    state.on_document(claims_document([claim(index) for index in range(30)]))
+    for number in range(9):
+        state.on_document(narration_document("The cart is far from home. " * 8, env=number))
+    batch = feature_batch(active=tuple((index, 1.0) for index in range(12)))
+    wide = dataclasses.replace(batch.steps, metrics=np.full((2, 20), 0.123))
+    state.on_features(dataclasses.replace(batch, steps=wide), received_ns=1)
+    console = Console(file=io.StringIO(), width=80, color_system=None)
+    console.print(render(state, room=room_for(24)))
+    lines = console.file.getvalue().splitlines()
+    assert len(lines) <= 24
+    assert document.agents[0].agent in lines[1]
 
 
 def test_an_empty_feed_says_that_it_waits():
