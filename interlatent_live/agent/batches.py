@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from interlatent_live.stream import Activations, StepBatch, Steps
+from interlatent_live.agent.acting import NEVER
+from interlatent_live.stream import Activations, StepBatch, StepFlag, Steps
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,8 +23,9 @@ def batch_of(
 ) -> StepBatch:
     """The columns of a step batch.
 
-    Hook points that had not fired yet when its first row was made are left out: their rows would
-    hold nothing. Where y is optional, the rows without one are not among the sampled ones.
+    A hook point is left out when it had not fired yet at rows that other hook points have
+    activations for: its own would hold nothing there. Where y is optional, the rows without one are
+    not among the sampled ones.
     ``metrics`` [n, M] stands in for the ring's columns where these are not yet the metrics.
     """
     facts = taken.facts
@@ -40,7 +42,10 @@ def batch_of(
     activations = {}
     for name, x in taken.x.items():
         point = points[name]
-        if not 0 <= point.first_fired <= taken.first_block:
+        if point.first_fired == NEVER:
+            continue
+        before = taken.rows_before(point.first_fired)
+        if before and not (steps.flags[:before] & np.uint8(StepFlag.NO_ACTIVATION)).all():
             continue
         y, y_rows = taken.y.get(name), taken.y_rows
         if y is None:

@@ -133,9 +133,18 @@ class Taken:
     x: Mapping[str, NDArray[np.float32]]
     y: Mapping[str, NDArray[np.float32]]
     y_rows: NDArray[np.uint16]
+    span: NDArray[np.int64]
+    """[blocks, 2] first sequence number of each block, and the one after its last."""
 
     def __len__(self) -> int:
         return len(self.facts)
+
+    def rows_before(self, block: int) -> int:
+        """How many of the rows belong to blocks before ``block``."""
+        at = block - self.first_block
+        if at <= 0:
+            return 0
+        return len(self) if at >= len(self.span) else int(self.span[at, 0]) - self.first_seq
 
 
 def _host_float32(shape: tuple[int, ...]) -> NDArray[np.float32]:
@@ -270,7 +279,8 @@ class Ring:
         capacity = self.capacity
         head = self.head
         first = max(self.tail, head - capacity + 1)
-        count = min(head - first, max(1, max_rows // self.layout.rows))
+        # Up to the wrap only, so that each column is one slice: index arrays cost ten times more.
+        count = min(head - first, max(1, max_rows // self.layout.rows), capacity - first % capacity)
         if self._pending is not None:
             count = self._ready(first, count)
         if count <= 0:
@@ -295,45 +305,55 @@ class Ring:
         return count
 
     def _copy(self, first: int, count: int) -> _Copied:
-        blocks = np.arange(first, first + count)
-        slots = blocks % self.capacity
+        slot = first % self.capacity
+        here = slice(slot, slot + count)
         y_every = self.layout.y_every
-        y_blocks = blocks[blocks % y_every == 0] if y_every else blocks[:0]
-        y_slots = (y_blocks % self.capacity) // y_every if y_every else y_blocks
+        first_y, y_here = 0, slice(0, 0)
+        if y_every:
+            first_y = -(-first // y_every) * y_every
+            n_y = max(0, -(-(first + count - first_y) // y_every))
+            y_slot = first_y % self.capacity // y_every
+            y_here = slice(y_slot, y_slot + n_y)
         return _Copied(
-            self.facts.take(slots, axis=0),
-            self.metrics.take(slots, axis=0),
-            self.span.take(slots, axis=0),
-            {name: column.take(slots, axis=0) for name, column in self.x.items()},
-            {name: column.take(y_slots, axis=0) for name, column in self.y.items()},
-            y_blocks,
+            self.facts[here].copy(),
+            self.metrics[here].copy(),
+            self.span[here].copy(),
+            {name: column[here].copy() for name, column in self.x.items()},
+            {name: column[y_here].copy() for name, column in self.y.items()},
+            first_y,
+            y_here.stop - y_here.start,
         )
 
     def _rows(self, copied: _Copied, first: int, torn: int) -> tuple[Taken | None, Lost | None]:
-        rows = self.layout.rows
+        rows, y_every = self.layout.rows, self.layout.y_every
         first_seq = int(copied.span[torn, 0])
         lost = self._declare(first_seq)
         facts = copied.facts[torn:].reshape(-1)
-        metrics = copied.metrics[torn:].reshape(len(facts), -1)
-        x = {name: column[torn:].reshape(len(facts), -1) for name, column in copied.x.items()}
-        kept_y = copied.y_blocks >= first + torn
-        y = {
-            name: column[kept_y].reshape(-1, column.shape[-1]) for name, column in copied.y.items()
-        }
-        offsets = (copied.y_blocks[kept_y] - first - torn)[:, None] * rows + np.arange(rows)
-        y_rows = offsets.reshape(-1)
+        n = len(facts)
+        metrics = copied.metrics[torn:].reshape(n, -1)
+        x = {name: column[torn:].reshape(n, -1) for name, column in copied.x.items()}
+        # Blocks of y, counted from the first block kept; those before it are torn.
+        start = copied.first_y - first - torn
+        y_blocks = range(start, start + copied.n_y * y_every, y_every) if copied.n_y else ()
+        skip = sum(block < 0 for block in y_blocks) if torn else 0
+        y = {name: column[skip:].reshape(-1, column.shape[-1]) for name, column in copied.y.items()}
+        y_rows = np.array(
+            [block * rows + row for block in y_blocks[skip:] for row in range(rows)], np.uint16
+        )
         valid = facts["valid"] != 0
         if not valid.all():
             new_row = np.cumsum(valid) - 1
             y_valid = valid[y_rows]
             y = {name: column[y_valid] for name, column in y.items()}
-            y_rows = new_row[y_rows[y_valid]]
+            y_rows = new_row[y_rows[y_valid]].astype(np.uint16)
             x = {name: column[valid] for name, column in x.items()}
             facts, metrics = facts[valid], metrics[valid]
         self._expected = first_seq + len(facts)
         if not len(facts):
             return None, lost
-        return Taken(first_seq, first + torn, facts, metrics, x, y, y_rows.astype(np.uint16)), lost
+        return Taken(
+            first_seq, first + torn, facts, metrics, x, y, y_rows, copied.span[torn:]
+        ), lost
 
     def _declare(self, first_seq: int) -> Lost | None:
         expected = self._expected
@@ -354,4 +374,5 @@ class _Copied:
     span: NDArray[np.int64]
     x: dict[str, NDArray[np.float32]]
     y: dict[str, NDArray[np.float32]]
-    y_blocks: NDArray[np.intp]
+    first_y: int
+    n_y: int

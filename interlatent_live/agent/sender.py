@@ -1,9 +1,9 @@
 """The sender thread: a socket and a clock around the link's state machine.
 
 It wakes every 8 ms, copies what the policy wrote since, encodes and sends it without ever blocking,
-and keeps the books. It shares the interpreter with the policy, so each of its turns is kept short
-and gives the interpreter away between its parts. Nothing that happens here (no service, a frozen
-one, a full disk, garbage on the wire) reaches the policy.
+and keeps the books. It shares the interpreter with the policy, so each of its turns is one short
+burst: handing the interpreter lock back and forth costs the policy more than the work does. Nothing
+that happens here (no service, a frozen one, a full disk, garbage on the wire) reaches the policy.
 """
 
 from __future__ import annotations
@@ -60,6 +60,8 @@ PERIOD_S: Final = 0.008
 GREETING_S: Final = 1.0
 """How long a closing tap waits for a service that may just be starting."""
 GOODBYE_MS: Final = 200
+SNAPSHOT_S: Final = 0.03
+"""How old the counters that the tap shows may be."""
 ANSWERS: Final = 256
 """Most messages read in one turn."""
 
@@ -112,7 +114,8 @@ class Sender:
         self._outlets[manifest.boot_id] = outlet
         self._socket: zmq.Socket[bytes] | None = None
         self._context: zmq.Context[Any] | None = None
-        self._stop = threading.Event()
+        self._stop = threading.Lock()
+        self._stop.acquire()
         self._deadline = 0.0
         self._born = time.monotonic()
         self._was_up = False
@@ -120,6 +123,7 @@ class Sender:
         self._error = ""
         self._faults = 0
         self._stats = LinkStats(state="connecting")
+        self._snapshot_at = 0.0
         self._thread = threading.Thread(target=self._run, name="interlatent-tap", daemon=True)
         self._thread.start()
 
@@ -132,7 +136,7 @@ class Sender:
     def close(self, timeout_s: float) -> None:
         """Flush for at most ``timeout_s``, say goodbye, end the thread."""
         self._deadline = time.monotonic() + timeout_s
-        self._stop.set()
+        self._stop.release()
         self._thread.join(timeout_s + 2 * GOODBYE_MS / 1000 + 1.0)
 
     # -- the thread -----------------------------------------------------------------------------
@@ -141,7 +145,8 @@ class Sender:
         self._context = zmq.Context()
         try:
             self._guard(self._start)
-            while not self._stop.wait(PERIOD_S):
+            # A bare lock, since Event.wait runs a dozen lines of Python under the interpreter lock.
+            while not self._stop.acquire(timeout=PERIOD_S):
                 self._guard(self._turn)
             while self._unfinished():
                 self._guard(self._turn)
@@ -172,11 +177,12 @@ class Sender:
         self._receive(now)
         self._carry_out(self._link.on_tick(now))
         for outlet in tuple(self._outlets.values()):
-            time.sleep(0)  # lets the policy's thread have the interpreter
             outlet.pump(now)
         if len(self._outlets) > 1:
             self._retire(now)
-        self._snapshot()
+        if now.mono >= self._snapshot_at:
+            self._snapshot_at = now.mono + SNAPSHOT_S
+            self._snapshot()
 
     def _unfinished(self) -> bool:
         now = time.monotonic()
@@ -222,7 +228,8 @@ class Sender:
 
     def _receive(self, now: Now) -> None:
         for _ in range(ANSWERS):
-            if self._socket is None:
+            # Asking first: an exception for each empty look would cost more than all the rest.
+            if self._socket is None or not self._readable(self._socket):
                 return
             frames = receive_message(self._socket)
             if frames is None:
@@ -235,10 +242,12 @@ class Sender:
             self._carry_out(self._link.on_message(now, message))
             self._release(message)
 
+    @staticmethod
+    def _readable(socket: zmq.Socket[bytes]) -> bool:
+        return bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
+
     def _send(self, frames: Sequence[bytes]) -> bool:
-        sent = self._socket is not None and send_message(self._socket, frames)
-        time.sleep(0)  # as in _turn
-        return sent
+        return self._socket is not None and send_message(self._socket, frames)
 
     def _carry_out(self, instructions: Iterable[SenderInstruction]) -> None:
         for instruction in instructions:
