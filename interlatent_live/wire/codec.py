@@ -779,8 +779,9 @@ def _check_codes(
     if np.count_nonzero(index < n_features) != nnz:
         raise WireError("value", f"a feature of {name!r} is beyond its {n_features} features")
     # Between two neighbours the index grows, unless a row begins there.
-    falls = index[1:] <= index[:-1]
-    falls[indptr[(indptr > 0) & (indptr < nnz)] - np.uint32(1)] = False
+    falls = np.empty(nnz + 1, np.bool_)
+    np.less_equal(index[1:], index[:-1], out=falls[1:-1])
+    falls[indptr] = False
     if np.count_nonzero(falls):
         raise WireError("value", f"the features of a row of {name!r} are not ascending")
     # The bits of the positive finite numbers are 1 … 0x7f7fffff; zero wraps around to the largest.

@@ -16,7 +16,7 @@ from interlatent_live.errors import WireError
 from interlatent_live.recordings.framing import split_frames
 from interlatent_live.wire.codec import decode, encode, kind_of
 from interlatent_live.wire.messages import KINDS
-from tests.fuzz.corpus import FOLDER
+from tests.fuzz.write_corpus import FOLDER
 from tests.support.wire_mutations import ODD, Mutator, seeds
 
 REASONS = {
