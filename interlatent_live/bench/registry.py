@@ -12,6 +12,9 @@ from typing import Final
 BENCHES: Final[dict[str, str]] = {
     "calibration": "interlatent_live.bench.calibration:run",
     "correlator": "interlatent_live.bench.correlator:run",
+    "explainer": "interlatent_live.bench.explainer:run",
     "hook": "interlatent_live.bench.hook:run",
+    "pipeline": "interlatent_live.bench.pipeline:run",
+    "train": "interlatent_live.bench.train:run",
     "wire": "interlatent_live.bench.wire:run",
 }

@@ -38,6 +38,8 @@ class Detector:
     log_m: tuple[float, ...] = (-math.inf,) * len(_FALLS)
     events: int = 0
     alarm: bool = False
+    alarm_after: int | None = None
+    """Events until the alarm."""
 
     def after(self, success: bool) -> Detector:  # noqa: FBT001 - an event is a bare success or not
         """The state after one event; an alarm latches."""
@@ -51,7 +53,9 @@ class Detector:
         top = max(updated)
         average = top + math.log(sum(math.exp(x - top) for x in updated) / len(updated))
         alarm = self.alarm or average >= math.log(self.threshold)
-        return replace(self, log_m=tuple(updated), events=self.events + 1, alarm=alarm)
+        events = self.events + 1
+        after = events if alarm and self.alarm_after is None else self.alarm_after
+        return replace(self, log_m=tuple(updated), events=events, alarm=alarm, alarm_after=after)
 
 
 def detector(promised: float, events_per_step: float, rate: float) -> Detector:
@@ -77,9 +81,11 @@ class Watch:
     def broken(self) -> str:
         """What gave way; empty while the claim stands."""
         if self.bouts.alarm:
-            return f"the feature fires without the predicate (after {self.bouts.events} bouts)"
+            after = f"after {self.bouts.alarm_after} bouts"
+            return f"the feature fires without the predicate ({after})"
         if self.firings.alarm:
-            return f"the predicate holds without the feature (after {self.firings.events} firings)"
+            after = f"after {self.firings.alarm_after} firings"
+            return f"the predicate holds without the feature ({after})"
         return ""
 
 
