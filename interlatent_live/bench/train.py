@@ -1,0 +1,396 @@
+"""``bench train``: our trainer against SAELens' and sparsify's, same activations, same run.
+
+Sparse autoencoders (SAELens cannot train transcoders) on 4 hook points × 3 seeds at d = 64,
+F = 256, k = 8. Each peer trains 1M samples per model with its own trainer, best of three learning
+rates, in every mode it has; the target is the held-out FVU that it then reaches itself. Ours is
+run with growing budgets, each a complete schedule, and the first that reaches the target counts
+with its whole wall time. Held-out FVU is compared at equal inference L0. The peers live in an
+environment of their own, ``$INTERLATENT_PEERS_VENV``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from safetensors.torch import save_file
+
+from interlatent_live.bench.report import BenchReport, BenchRow, bench_report, bench_row, median
+from interlatent_live.errors import UserError
+from interlatent_live.transcoders.acting import acting_policy
+from interlatent_live.transcoders.collect import RolloutSettings, collect_rollouts
+from interlatent_live.transcoders.config import Architecture, Target, TranscoderConfig
+from interlatent_live.transcoders.dataset import ActivationDataset, HookRows, split_by_episode
+from interlatent_live.transcoders.evaluation.reconstruction import reconstruction_summary
+from interlatent_live.transcoders.training.finish import calibrated_threshold
+from interlatent_live.transcoders.training.job import Job, hook_data
+from interlatent_live.transcoders.training.recipe import Normalise, Recipe
+from interlatent_live.transcoders.training.trainer import Trainer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+PEERS_VARIABLE: Final = "INTERLATENT_PEERS_VENV"
+
+_WIDTH, _FEATURES, _K = 64, 256, 8
+_BATCH: Final = 1024
+_MODES: Final = {"saelens": ("batchtopk", "topk"), "sparsify": ("adam", "signum")}
+_RATES: Final = {
+    ("saelens", False): (1e-3, 4e-3, 1.6e-2),
+    ("sparsify", False): (1e-3, 4e-3, 1.6e-2),
+    ("saelens", True): (4e-3,),
+    ("sparsify", True): (4e-3,),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """Sizes of one run."""
+
+    hooks: tuple[tuple[str, str], ...]
+    """(policy, hook point)."""
+    seeds: int
+    samples: int
+    budgets: tuple[int, ...]
+    episodes: int
+
+
+_FULL: Final = _Plan(
+    hooks=(
+        ("lunarlander-ppo", "hidden.0"),
+        ("lunarlander-ppo", "hidden.1"),
+        ("cartpole-sb3-ppo", "hidden.0"),
+        ("cartpole-sb3-ppo", "hidden.1"),
+    ),
+    seeds=3,
+    samples=1_000_000,
+    budgets=(25_600, 51_200, 102_400, 204_800, 409_600, 1_000_000),
+    episodes=150,
+)
+_QUICK: Final = _Plan(
+    hooks=(("lunarlander-ppo", "hidden.1"),),
+    seeds=2,
+    samples=200_000,
+    budgets=(12_800, 25_600, 51_200, 102_400, 200_000),
+    episodes=40,
+)
+
+
+def run(*, quick: bool = False, device: str = "cpu") -> BenchReport:
+    """Train, compare, report.
+
+    Args:
+        quick: one hook point, two seeds, a fifth of the samples, one learning rate per peer.
+        device: ``cpu`` or ``cuda``, for all alike.
+
+    Raises:
+        UserError: when the peers' environment is not there.
+    """
+    plan = _QUICK if quick else _FULL
+    python = peers_python()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        rows = _activations(plan, Path(folder))
+        shared = Path(folder) / "activations.safetensors"
+        save_file(
+            {
+                f"{name}/{part}": torch.from_numpy(one.x[mask].copy())
+                for name, one in rows.items()
+                for part, mask in (
+                    ("train", split_by_episode(one.episode).train),
+                    ("test", split_by_episode(one.episode).test),
+                )
+            },
+            shared,
+        )
+        peers = {
+            peer: _run_peer(python, peer, shared, plan, quick=quick, device=device)
+            for peer in _MODES
+        }
+    ours = _Ours(rows, plan, device)
+    table: list[BenchRow] = []
+    for peer, results in peers.items():
+        table += _against(peer, results, ours, plan)
+    table += _floor(ours, plan, device)
+    return bench_report(
+        "train",
+        table,
+        notes=(_notes(plan),),
+    )
+
+
+def _notes(plan: _Plan) -> str:
+    return (
+        f"{len(plan.hooks)} hook points × {plan.seeds} seeds, d={_WIDTH}, F={_FEATURES}, k={_K}, "
+        f"batch {_BATCH}, {plan.samples:,} samples per model for the peers, one thread. A peer's "
+        "time and FVU are those of its best mode and learning rate by FVU; FVU is held out, at "
+        "inference L0 = k for all (thresholds recalibrated, the peers' too). Our time to a target "
+        "is the whole wall time of the smallest budget that reaches it at every hook point (median "
+        "over seeds)."
+    )
+
+
+def peers_python() -> Path:
+    """Interpreter of the environment that holds sae-lens and eai-sparsify.
+
+    Raises:
+        UserError: when it is not there.
+    """
+    folder = os.environ.get(PEERS_VARIABLE, "")
+    python = Path(folder) / "bin" / "python"
+    if not folder or not python.exists():
+        raise UserError(
+            f"bench train needs an environment with the other trainers: python -m venv DIR, "
+            f"DIR/bin/pip install torch==2.13.0 sae-lens eai-sparsify, {PEERS_VARIABLE}=DIR"
+        )
+    return python
+
+
+def _activations(plan: _Plan, folder: Path) -> dict[str, HookRows]:
+    """Outputs of each hook point, as the x of an autoencoder, by a name without slashes."""
+    found = {}
+    for name in dict.fromkeys(policy for policy, _ in plan.hooks):
+        hooks = [hook for policy, hook in plan.hooks if policy == name]
+        settings = RolloutSettings(episodes=plan.episodes, epsilon=0.05, copies=32)
+        collect_rollouts(acting_policy(name), hooks, folder / name, settings)
+        dataset = ActivationDataset(folder / name)
+        for hook in hooks:
+            rows = dataset.load(hook)
+            found[f"{name}:{hook}"] = HookRows(f"{name}:{hook}", rows.y, rows.y, rows.episode)
+    return found
+
+
+def _run_peer(
+    python: Path, peer: str, shared: Path, plan: _Plan, *, quick: bool, device: str
+) -> list[dict[str, Any]]:
+    request = {
+        "peer": peer,
+        "activations": str(shared),
+        "modes": list(_MODES[peer]),
+        "rates": list(_RATES[peer, quick]),
+        "samples": plan.samples,
+        "batch": _BATCH,
+        "seeds": plan.seeds,
+        "n_features": _FEATURES,
+        "k": _K,
+        "threads": 1,
+        "device": device,
+    }
+    file = shared.with_name(f"{peer}.json")
+    file.write_text(json.dumps(request), encoding="utf-8")
+    script = Path(__file__).with_name("train_peers.py")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"}
+    done = subprocess.run(  # noqa: S603 - our own script, the user's own interpreter
+        [str(python), str(script), str(file)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise UserError(f"{peer} failed in its environment: {done.stderr.strip()[-500:]}")
+    results: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
+    return results
+
+
+class _Ours:
+    """Our trainer on the same rows; results by budget and architecture are kept."""
+
+    def __init__(self, rows: Mapping[str, HookRows], plan: _Plan, device: str) -> None:
+        self.plan = plan
+        self.device = torch.device(device)
+        self.data = {
+            name: hook_data(
+                one,
+                split_by_episode(one.episode),
+                target=Target.INPUT,
+                normalise=Normalise.SCALE,
+                device=self.device,
+            )
+            for name, one in rows.items()
+        }
+        self._known: dict[tuple[int, Architecture], tuple[float, dict[str, float]]] = {}
+
+    def train(
+        self, samples: int, architecture: Architecture = Architecture.BATCHTOPK
+    ) -> tuple[float, dict[str, float]]:
+        """(Wall seconds of all models, held-out FVU by ``hook/seed``) at L0 = k."""
+        key = (samples, architecture)
+        if key not in self._known:
+            self._known[key] = self._train(samples, architecture)
+        return self._known[key]
+
+    def _train(self, samples: int, architecture: Architecture) -> tuple[float, dict[str, float]]:
+        batch = _BATCH if architecture is Architecture.TOPK else _BATCH // 2
+        recipe = Recipe(steps=max(1, samples // batch), batch=batch, normalise=Normalise.SCALE)
+        config = TranscoderConfig(
+            architecture=architecture,
+            d_in=_WIDTH,
+            d_out=_WIDTH,
+            n_features=_FEATURES,
+            k=_K,
+            target=Target.INPUT,
+        )
+        jobs = [Job(name, config, seed) for name in self.data for seed in range(self.plan.seeds)]
+        begin = time.perf_counter()
+        trainer = Trainer(jobs, self.data, recipe, device=self.device)
+        trainer.run()
+        results = list(trainer.results())
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - begin
+        scores = {}
+        for job, transcoder in results:
+            x, y = self.data[job.hook_point].test
+            if transcoder.threshold is not None:
+                pre = transcoder.pre_activations(x).numpy()
+                transcoder.threshold.fill_(calibrated_threshold(pre, _K))
+            scores[f"{job.hook_point}/{job.seed}"] = reconstruction_summary(transcoder, x, y)["fvu"]
+        return seconds, scores
+
+
+def _by_hook(scores: Mapping[str, float]) -> dict[str, float]:
+    """Median over seeds per hook point."""
+    hooks = {name.rpartition("/")[0] for name in scores}
+    return {
+        hook: median(value for name, value in scores.items() if name.rpartition("/")[0] == hook)
+        for hook in sorted(hooks)
+    }
+
+
+def _overall(scores: Mapping[str, float]) -> float:
+    return median(_by_hook(scores).values())
+
+
+def _against(
+    peer: str, results: Sequence[dict[str, Any]], ours: _Ours, plan: _Plan
+) -> list[BenchRow]:
+    fvu = [{name: one["fvu"] for name, one in result["scores"].items()} for result in results]
+    best = min(range(len(results)), key=lambda place: _overall(fvu[place]))
+    chosen, target = results[best], _by_hook(fvu[best])
+    label = f"{peer} ({chosen['mode']}, rate {chosen['rate']:g})"
+    rows = []
+    reached: tuple[int, float, dict[str, float]] | None = None
+    for samples in plan.budgets:
+        seconds, scores = ours.train(samples)
+        if all(value <= target[hook] for hook, value in _by_hook(scores).items()):
+            reached = (samples, seconds, scores)
+            break
+    if reached is not None:
+        samples, seconds, scores = reached
+        rows.append(
+            bench_row(
+                f"speed-up to the FVU that {peer} reaches ({samples:,} samples)",
+                chosen["seconds"] / seconds,
+                "×",
+                reference=f"{label}: {chosen['seconds']:.1f} s to FVU {_overall(fvu[best]):.5f}",
+                reference_value=1.0,
+                goal="value >= 5",
+            )
+        )
+        rows.append(
+            bench_row(
+                f"our wall time to that FVU, all models ({_overall(scores):.5f})",
+                seconds,
+                "s",
+                reference=label,
+                reference_value=chosen["seconds"],
+                goal="shown",
+            )
+        )
+    else:
+        rows.append(
+            bench_row(
+                f"FVU after our largest budget, which misses that of {peer}",
+                _overall(ours.train(plan.budgets[-1])[1]),
+                "FVU",
+                reference=label,
+                reference_value=_overall(fvu[best]),
+                goal="ratio <= 1",
+            )
+        )
+    seconds, scores = ours.train(plan.samples)
+    rows.append(
+        bench_row(
+            f"speed-up at equal samples ({plan.samples:,} per model)",
+            chosen["seconds"] / seconds,
+            "×",
+            reference=label,
+            reference_value=1.0,
+            goal="value >= 2",
+        )
+    )
+    rows.append(
+        bench_row(
+            "FVU at equal samples",
+            _overall(scores),
+            "FVU",
+            reference=label,
+            reference_value=_overall(fvu[best]),
+            goal="shown",
+        )
+    )
+    return rows + _identical_topk(peer, results, ours, plan)
+
+
+def _identical_topk(
+    peer: str, results: Sequence[dict[str, Any]], ours: _Ours, plan: _Plan
+) -> list[BenchRow]:
+    """Steps per second with TopK on both sides and the same batch."""
+    same = [result for result in results if result["mode"] in ("topk", "adam")]
+    fastest = min(same, key=lambda result: float(result["seconds"]))
+    steps = plan.samples // _BATCH * len(plan.hooks) * plan.seeds
+    seconds, _ = ours.train(plan.samples, Architecture.TOPK)
+    return [
+        bench_row(
+            f"model steps per second, TopK and batch {_BATCH} on both sides",
+            steps / seconds,
+            "1/s",
+            reference=f"{peer} ({fastest['mode']})",
+            reference_value=steps / fastest["seconds"],
+            goal="shown",
+        )
+    ]
+
+
+def _floor(ours: _Ours, plan: _Plan, device: str) -> list[BenchRow]:
+    """The five dense products that a step cannot do without, timed bare."""
+    seconds, _ = ours.train(plan.samples)
+    batch = _BATCH // 2
+    x = torch.randn(1, batch, _WIDTH, device=device)
+    features = torch.randn(1, batch, _FEATURES, device=device)
+    W = torch.randn(1, _WIDTH, _FEATURES, device=device)
+
+    def products() -> None:
+        torch.bmm(x, W)
+        torch.bmm(features, W.mT)
+        torch.bmm(x, W)
+        torch.bmm(features.mT, x)
+        torch.bmm(x.mT, features)
+
+    times = []
+    for _ in range(5):
+        begin = time.perf_counter()
+        for _ in range(40):
+            products()
+        if device.startswith("cuda"):
+            torch.cuda.synchronize()
+        times.append((time.perf_counter() - begin) / 40)
+    steps = plan.samples // batch * len(plan.hooks) * plan.seeds
+    return [
+        bench_row(
+            "our wall time at equal samples, against the arithmetic floor",
+            seconds,
+            "s",
+            reference="five dense products per step and model, nothing else",
+            reference_value=median(times) * steps,
+            goal="shown",
+        )
+    ]
