@@ -31,7 +31,8 @@ class AgentEncoder:
 
     Args:
         transcoders: by hook point: a folder in the native format, or one that was loaded.
-        manifest: the agent's; the transcoders must have been trained on its policy.
+        manifest: the agent's; the transcoders must have been trained on its policy. A width of 0 is
+            not known yet.
 
     Raises:
         MismatchError: when one was trained on another policy, hook point or width.
@@ -50,10 +51,18 @@ class AgentEncoder:
                 loaded.provenance, identity, policy_hash=manifest.policy_hash, hook_point=name
             )
             config = loaded.transcoder.config
-            if widths.get(name) != (config.d_in, config.d_out):
+            if name not in widths:
+                raise MismatchError(
+                    f"a transcoder was given for {name!r}, which is not among the hook points "
+                    f"{', '.join(map(repr, widths))}"
+                )
+            if not all(
+                own in {0, theirs}
+                for own, theirs in zip(widths[name], (config.d_in, config.d_out), strict=True)
+            ):
                 raise MismatchError(
                     f"transcoder {identity} maps {config.d_in} to {config.d_out} numbers, but hook "
-                    f"point {name!r} has the widths {widths.get(name)}; use the transcoder of this "
+                    f"point {name!r} has the widths {widths[name]}; use the transcoder of this "
                     "hook point"
                 )
             self._transcoders[name] = loaded.transcoder

@@ -522,8 +522,14 @@ class Tap:
         from interlatent_live.wire.sockets import check_endpoint  # noqa: PLC0415
 
         check_endpoint(endpoint, protected=self.options.keys is not None, listening=False)
-        hooks = (HookPointSpec(p.name, p.d_in or 1, p.d_out or 1) for p in self.points.values())
+        points = self.points.values()
+        hooks = (HookPointSpec(p.name, p.d_in or 1, p.d_out or 1) for p in points)
         encode_hello(self._manifest_with(tuple(hooks)))
+        if self.options.encode_at == "agent" and self.points:
+            from interlatent_live.agent.features import AgentEncoder  # noqa: PLC0415  brings torch
+
+            known = (HookPointSpec(p.name, p.d_in or 0, p.d_out or 0) for p in points)
+            AgentEncoder(self.options.transcoders or {}, self._manifest_with(tuple(known)))
 
     def _opened(self, ring: Ring) -> None:
         """The ring exists: say who we are, and let the sender read it."""
