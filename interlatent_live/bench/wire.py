@@ -2,8 +2,9 @@
 
 One sender process and one receiver process over loopback TCP. *Ours* is the whole path: a batch is
 encoded, counted in the ledger, sent under credit, received, decoded, checked against its manifest,
-counted, acknowledged. *Bare* sends as many bytes in one frame and looks at nothing. The message is
-64 steps of two 64-wide float32 hook points and 12 float64 metrics.
+counted, acknowledged. The message is 64 steps of two 64-wide float32 hook points and 12 float64
+metrics. *Bare* moves the same bytes with pyzmq alone and looks at none of them: as a message of the
+three arrays, which is the goal's reference, and, the least that ZeroMQ can do, as one frame.
 """
 
 from __future__ import annotations
@@ -83,12 +84,13 @@ def run(*, quick: bool = False) -> BenchReport:
         keys.create(AGENT, KeyRole.AGENT)
         for secured in (False, True):
             path = keys.path if secured else None
-            ours, bare = [], []
-            # Interleaved, so that whatever else the machine does hits both alike.
+            ours, arrays, frame = [], [], []
+            # Interleaved, so that whatever else the machine does hits all alike.
             for _ in range(rounds):
-                bare.append(_measure(_send_bare, _receive_bare, path, seconds))
+                arrays.append(_measure(_send_arrays, _receive_bare, path, seconds))
                 ours.append(_measure(_send_ours, _receive_ours, path, seconds))
-            rows += _rows("CURVE" if secured else "no encryption", ours, bare)
+                frame.append(_measure(_send_frame, _receive_bare, path, seconds))
+            rows += _rows("CURVE" if secured else "no encryption", ours, arrays, frame)
     rows += _codec_rows(50 if quick else 400)
     return bench_report(
         "wire",
@@ -100,23 +102,34 @@ def run(*, quick: bool = False) -> BenchReport:
     )
 
 
-def _rows(case: str, ours: Sequence[_Round], bare: Sequence[_Round]) -> list[BenchRow]:
-    rate, reference = median(r.rate for r in ours), median(r.rate for r in bare)
+def _rows(
+    case: str, ours: Sequence[_Round], arrays: Sequence[_Round], frame: Sequence[_Round]
+) -> list[BenchRow]:
+    rate = median(one.rate for one in ours)
+    of_arrays = median(one.rate for one in arrays)
     return [
         bench_row(
             f"messages, {case}",
             rate,
             "messages/s",
-            reference="bare pyzmq, the same bytes in one frame",
-            reference_value=reference,
+            reference="bare pyzmq, the three arrays as frames",
+            reference_value=of_arrays,
             goal=f"ratio >= {SHARE}",
+        ),
+        bench_row(
+            f"messages, {case}, beside one frame",
+            rate,
+            "messages/s",
+            reference="bare pyzmq, the same bytes in one frame",
+            reference_value=median(one.rate for one in frame),
+            goal="shown",
         ),
         bench_row(
             f"steps, {case}",
             rate * STEPS,
             "steps/s",
-            reference="bare pyzmq",
-            reference_value=reference * STEPS,
+            reference="bare pyzmq, the three arrays as frames",
+            reference_value=of_arrays * STEPS,
             goal="shown",
         ),
     ]
@@ -201,15 +214,27 @@ def _receive_bare(socket: zmq.Socket[bytes], protected: bool, seconds: float) ->
     return count / (now - begun)
 
 
-def _send_bare(endpoint: str, keys: Path | None) -> None:
-    context: zmq.Context[Any] = zmq.Context()
-    socket = context.socket(zmq.DEALER)
-    if keys is not None:
-        protect_client(socket, _client_keys(keys))
-    socket.connect(endpoint)
+def _send_frame(endpoint: str, keys: Path | None) -> None:
+    socket = _bare_dealer(endpoint, keys)
     payload = bytes(sum(map(len, _frames())))
     while True:
         socket.send(payload)
+
+
+def _send_arrays(endpoint: str, keys: Path | None) -> None:
+    socket = _bare_dealer(endpoint, keys)
+    batch = _batch(0)
+    arrays: list[Any] = [*(seen.x for seen in batch.activations.values()), batch.steps.metrics]
+    while True:
+        socket.send_multipart(arrays)
+
+
+def _bare_dealer(endpoint: str, keys: Path | None) -> zmq.Socket[bytes]:
+    socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
+    if keys is not None:
+        protect_client(socket, _client_keys(keys))
+    socket.connect(endpoint)
+    return socket
 
 
 def _receive_ours(socket: zmq.Socket[bytes], protected: bool, seconds: float) -> float:  # noqa: FBT001 - called through one signature

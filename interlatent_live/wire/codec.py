@@ -58,7 +58,6 @@ from interlatent_live.wire.messages import (
     WireMessage,
 )
 from interlatent_live.wire.tensors import (
-    Spec,
     feature_specs,
     features_layout,
     join,
@@ -399,13 +398,14 @@ def check_against(manifest: Manifest, message: StepsMessage | FeaturesMessage) -
 class ManifestCheck:
     """Holds the batches of one stream to its manifest."""
 
-    __slots__ = ("_agent", "_envs", "_metrics", "_widths")
+    __slots__ = ("_agent", "_envs", "_known", "_metrics", "_widths")
 
     def __init__(self, manifest: Manifest) -> None:
         self._agent = manifest.agent
         self._metrics = len(manifest.metrics)
         self._envs = manifest.env_count
         self._widths = {hook.name: (hook.d_in, hook.d_out) for hook in manifest.hook_points}
+        self._known: object = None
 
     def __call__(self, message: StepsMessage | FeaturesMessage) -> None:
         """Check one batch.
@@ -414,10 +414,6 @@ class ManifestCheck:
             WireError: reason ``manifest`` when hook points, widths, metrics or copies differ.
         """
         steps = message.batch.steps
-        if steps.metrics.shape[1] != self._metrics:
-            raise self._differs(
-                f"has {steps.metrics.shape[1]} metrics where its manifest has {self._metrics}"
-            )
         # With one copy all bytes are zero, and stripping them is faster than a reduction.
         if self._envs > 1 or steps.env.tobytes().strip(b"\0"):
             highest = int(np.maximum.reduce(steps.env))
@@ -425,14 +421,25 @@ class ManifestCheck:
                 raise self._differs(
                     f"names copy {highest} where its manifest has {self._envs} copies"
                 )
-        widths = self._widths
-        if isinstance(message, FeaturesMessage):
-            for name in message.batch.codes:
-                if name not in widths:
-                    raise self._differs(f"carries hook point {name!r}, which it did not announce")
+        if isinstance(message, StepsMessage):
+            if message.shape is None or message.shape is not self._known:
+                self._check_columns(steps)
+                self._check_activations(message)
+                self._known = message.shape
             return
+        self._check_columns(steps)
+        for name in message.batch.codes:
+            if name not in self._widths:
+                raise self._differs(f"carries hook point {name!r}, which it did not announce")
+
+    def _check_columns(self, steps: Steps) -> None:
+        found = steps.metrics.shape[1]
+        if found != self._metrics:
+            raise self._differs(f"has {found} metrics where its manifest has {self._metrics}")
+
+    def _check_activations(self, message: StepsMessage) -> None:
         for name, seen in message.batch.activations.items():
-            if widths.get(name) != (seen.x.shape[1], seen.y.shape[1]):
+            if self._widths.get(name) != (seen.x.shape[1], seen.y.shape[1]):
                 raise self._differs(
                     f"carries hook point {name!r} with widths that its manifest does not announce"
                 )
@@ -489,8 +496,8 @@ class _StepsShape:
 
     boot: str
     rows: int
-    names: tuple[str, ...]
-    specs: tuple[Spec, ...]
+    hooks: tuple[tuple[str, int, bool], ...]
+    """Name, number of its first tensor, whether it travels as bfloat16."""
     layout: Layout
 
 
@@ -511,7 +518,12 @@ def _remembered(prefix: bytes) -> _StepsShape | None:
 def _steps_shape(header: StepsPrefix | StepsHeader) -> _StepsShape:
     layout = steps_layout(header.n, len(header.hooks), header.t)
     _check_unique(header.hooks)
-    return _StepsShape(header.boot, header.n, header.hooks, header.t, layout)
+    places = range(7, 7 + 3 * len(header.hooks), 3)
+    hooks = tuple(
+        (name, place, header.t[place][1] == "bf2")
+        for name, place in zip(header.hooks, places, strict=True)
+    )
+    return _StepsShape(header.boot, header.n, hooks, layout)
 
 
 def _pack_drops(drops: Sequence[Drop]) -> list[tuple[int, int, str]]:
@@ -707,19 +719,16 @@ def _decode_steps(fields: dict[str, Any], body: bytes | memoryview, limits: Limi
 
 
 def _steps_message(shape: _StepsShape, arrays: list[NDArray[Any]], rest: StepsRest) -> StepsMessage:
-    rows = shape.rows
     activations: dict[str, Activations] = {}
-    place = 7
-    for name in shape.names:
-        x, y, sampled = arrays[place : place + 3]
-        if shape.specs[place][1] == "bf2":
+    for name, place, narrow in shape.hooks:
+        x, y, sampled = arrays[place], arrays[place + 1], arrays[place + 2]
+        if narrow:
             x, y = widen_bfloat16(x), widen_bfloat16(y)
         if len(sampled):
-            _check_sampled(name, rows, sampled)
+            _check_sampled(name, shape.rows, sampled)
         activations[name] = Activations(x, y, sampled)
-        place += 3
-    batch = StepBatch(_steps_of(rest.seq, rows, arrays), activations)
-    return StepsMessage(shape.boot, batch, rest.drops, rest.sent)
+    batch = StepBatch(_steps_of(rest.seq, shape.rows, arrays), activations)
+    return StepsMessage(shape.boot, batch, rest.drops, rest.sent, shape)
 
 
 def _check_sampled(name: str, rows: int, sampled: NDArray[np.uint16]) -> None:

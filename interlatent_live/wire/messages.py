@@ -12,7 +12,7 @@ since the epoch on the clock of whoever wrote them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -302,6 +302,8 @@ class StepsMessage:
     batch: StepBatch
     drops: tuple[Drop, ...] = ()
     sent_ns: int = 0
+    shape: object = field(default=None, repr=False)
+    """What the decoder knew of this message's layout; the same object means the same layout."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 
 Identity = bytes
 
+_ROWS: Final = (StepsMessage, FeaturesMessage)
+
 REFUSAL_INTERVAL: Final = 1.0
 """Seconds between two refusals of the same kind to one peer: garbage is not answered in kind."""
 
@@ -214,7 +216,7 @@ class ReceiverHub:
             known.echo_ns, known.echo_received_ns = message.sent_ns, _stamp(now)
             if not known.ack_due:
                 self._soil(now, peer, known)
-        if isinstance(message, StepsMessage | FeaturesMessage):
+        if isinstance(message, _ROWS):
             return self._on_rows(now, peer, message, size)
         return self._on_other(now, peer, message, user_id)
 

@@ -21,7 +21,9 @@ def slice_message(
 ) -> StepsMessage | FeaturesMessage:
     """Rows ``offset … offset + count − 1`` of a message, without its declarations."""
     if isinstance(message, StepsMessage):
-        return replace(message, batch=slice_steps(message.batch, offset, count), drops=())
+        return replace(
+            message, batch=slice_steps(message.batch, offset, count), drops=(), shape=None
+        )
     return replace(message, batch=slice_features(message.batch, offset, count), drops=())
 
 

@@ -11,7 +11,7 @@ import ipaddress
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import zmq
 
@@ -59,8 +59,7 @@ class SocketTuning:
 DEFAULT_TUNING: Final = SocketTuning()
 
 
-@dataclass(frozen=True, slots=True)
-class Received:
+class Received(NamedTuple):
     """One message from a peer of a ROUTER."""
 
     peer: bytes

@@ -42,6 +42,8 @@ from interlatent_live.wire.messages import (
 from tests.support.wire_network import make_batch, make_manifest
 from tests.support.wire_strategies import features_messages
 
+# The folder of a test is the same for all examples, and is written anew by each.
+SLOW_MACHINES = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 T0 = 1_700_000_000_000_000_000
 
 
@@ -102,7 +104,9 @@ def test_a_recording_says_what_is_in_it(tmp_path):
 
 
 @settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(message=features_messages())
 def test_features_come_back_through_the_same_decoder(tmp_path, message):
@@ -248,7 +252,9 @@ def test_an_altered_byte_is_noticed(tmp_path):
 
 
 @settings(
-    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=200,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(data=st.data(), compression=st.sampled_from(list(Compression)))
 def test_a_hostile_file_is_refused_in_one_way(tmp_path, data, compression):
