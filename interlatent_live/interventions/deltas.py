@@ -1,9 +1,9 @@
 """Interventions as deltas: y' = y + (f' − f) W_dec, at the site the transcoder was trained at.
 
 Replacing y by a reconstruction would change the policy even where nothing is asked for, by
-whatever the transcoder does not explain. A delta leaves that error where it was: with no intervention, or one
-whose condition does not hold, y' is y to the bit. It is a pure function of tensors, used offline in
-experiments and later in the agent.
+whatever the transcoder does not explain. A delta leaves that error where it was: with no
+intervention, or one whose condition does not hold, y' is y to the bit. It is a pure function of
+tensors, used offline in experiments and later in the agent.
 
 The same site means: W_dec was trained to reconstruct exactly the tensor that the delta is added to.
 The experiment this project starts from trained on pre-ReLU targets and added after the ReLU; a test

@@ -1,0 +1,1 @@
+"""The published CartPole experiment, done again with its controls beside it."""
