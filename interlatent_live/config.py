@@ -186,6 +186,8 @@ class CorrelatorSettings(_Section):
     """Relates features to metrics. Windows are counted in steps."""
 
     publish_every_s: Seconds = 1.0
+    depth: Literal["full", "core"] = "full"
+    """``core`` keeps moments, density and on/off means only: no intervals, lags or exemplars."""
     pane_steps: Count = 2048
     half_lives: Numbers = (4096.0, 65536.0)
     sliding: Counts = (16_384,)

@@ -13,9 +13,10 @@ from interlatent_live.services.runtime import ServiceRuntime
 from interlatent_live.statistics.config import CorrelatorConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from interlatent_live.config import Settings
+    from interlatent_live.feed.documents import ProfilesDocument
     from interlatent_live.services.publishing import FeedPublisher
     from interlatent_live.stream import FeatureBatch, Manifest
 
@@ -47,15 +48,21 @@ class CorrelatorShell:
 
     def __init__(self, settings: Settings) -> None:
         options = settings.correlator
-        config = CorrelatorConfig(
-            pane_steps=options.pane_steps,
-            half_lives=options.half_lives,
-            sliding=options.sliding,
+        config = (
+            CorrelatorConfig.core()
+            if options.depth == "core"
+            else CorrelatorConfig(
+                pane_steps=options.pane_steps,
+                half_lives=options.half_lives,
+                sliding=options.sliding,
+            )
         )
         self._core = CorrelatorCore(config, clock=time.time_ns)
         self._every_s = options.publish_every_s
         self._runs: dict[str, str] = {}
         self._due = 0.0
+        self._publishing: Iterator[ProfilesDocument] | None = None
+        self._began = self._spent = 0.0
 
     def hello(self, manifest: Manifest, transcoders: Mapping[str, str]) -> None:
         """A run begins or goes on."""
@@ -70,15 +77,23 @@ class CorrelatorShell:
 
     def goodbye(self, boot_id: str) -> None:
         """A run ended: publish at once."""
-        self._core.goodbye(self._runs.get(boot_id, ""))
-        self._due = 0.0
+        self._core.goodbye(self._runs.pop(boot_id, ""))
+        self._due, self._publishing = 0.0, None
 
     def turn(self, feed: FeedPublisher, lost: Mapping[str, int]) -> list[str]:
-        """Publish the profiles of what changed, when it is time."""
+        """Publish the profiles of what changed, when it is time: one a turn, rows come first."""
         now = time.monotonic()
-        if now < self._due:
-            return []
-        self._due = now + self._every_s
-        for document in self._core.documents(dict(lost)):
-            feed.documents(Topic.PROFILES, document, key=f"{document.run_id}/{document.hook_point}")
+        if self._publishing is None:
+            if now < self._due:
+                return []
+            self._publishing, self._began, self._spent = self._core.documents(dict(lost)), now, 0.0
+        document = next(self._publishing, None)
+        if document is None:
+            self._publishing = None
+            # Never more than a fifth of the time, however many features there are.
+            self._due = self._began + max(self._every_s, 5 * self._spent)
+        else:
+            key = f"{document.run_id}/{document.hook_point}"
+            feed.documents(Topic.PROFILES, document, key=key)
+            self._spent += time.monotonic() - now
         return []

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from interlatent_live.errors import UserError
 from interlatent_live.feed.documents import (
     FeatureProfileDocument,
@@ -16,9 +18,11 @@ from interlatent_live.statistics.correlator import Correlator
 from interlatent_live.stream import FeatureAddress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
-    from interlatent_live.statistics.profile import FeatureProfile
+    from numpy.typing import NDArray
+
+    from interlatent_live.statistics.profile import ProfileTable
     from interlatent_live.stream import FeatureBatch, Manifest, SparseCodes
 
 
@@ -120,15 +124,19 @@ class CorrelatorCore:
 
     def documents(
         self, lost: dict[str, int], *, everything: bool = False
-    ) -> list[ProfilesDocument]:
-        """Profiles of the live features of every stream that changed since the last call."""
-        found: list[ProfilesDocument] = []
-        for (run_id, hook_point), stream in self._streams.items():
-            if not (stream.changed or everything):
-                continue
+    ) -> Iterator[ProfilesDocument]:
+        """Profiles of the live features of every stream that changed since it was last asked for.
+
+        One at a time, since each costs milliseconds; runs that have ended come first, for theirs
+        are final.
+        """
+        due = [
+            (key, stream) for key, stream in self._streams.items() if stream.changed or everything
+        ]
+        due.sort(key=lambda item: not self._runs[item[0][0]].ended)
+        for (run_id, hook_point), stream in due:
             stream.changed = False
-            found.append(self._document(self._runs[run_id], hook_point, stream, lost))
-        return found
+            yield self._document(self._runs[run_id], hook_point, stream, lost)
 
     @property
     def nbytes(self) -> int:
@@ -160,10 +168,7 @@ class CorrelatorCore:
             transcoder=stream.transcoder,
             processed_seq=run.next_seq,
             steps=correlator.counts.rows,
-            features=[
-                _profile_document(profile, hook_point, stream.transcoder)
-                for profile in correlator.profiles(live, window=ALL)
-            ],
+            features=_profiles(correlator.table(live, window=ALL), hook_point, stream.transcoder),
             published_ns=self._clock(),
             lost=lost,
         )
@@ -179,30 +184,52 @@ class CorrelatorCore:
             del self._streams[key]
 
 
-def _profile_document(
-    profile: FeatureProfile, hook_point: str, transcoder: str
-) -> FeatureProfileDocument:
-    return FeatureProfileDocument(
-        address=str(FeatureAddress(hook_point, profile.feature, transcoder)),
-        index=profile.feature,
-        density=profile.density or 0.0,
-        n=int(profile.n),
-        bouts=profile.bouts or 0,
-        episodes=profile.episodes or 0,
-        metrics=[
-            MetricAssociation(
-                name=metric.name,
-                r=metric.r,
-                lo=metric.lo,
-                hi=metric.hi,
-                n=int(metric.n),
-                n_eff=metric.n_eff,
-                window=metric.window,
-                mean_on=metric.mean_on,
-                mean_off=metric.mean_off,
-                effect_size=metric.effect_size,
-                reason=metric.null,
+def _profiles(
+    table: ProfileTable, hook_point: str, transcoder: str
+) -> list[FeatureProfileDocument]:
+    """A table as documents, straight from its arrays: there are thousands of numbers."""
+    names = [spec.name for spec in table.specs]
+    rows = [int(n) for n in table.rows]
+    columns = [
+        _known(getattr(table, name))
+        for name in ("r", "lo", "hi", "n_eff", "mean_on", "mean_off", "effect_size")
+    ]
+    density, bouts, episodes = table.density.tolist(), table.bouts.tolist(), table.episodes.tolist()
+    found = []
+    for i, feature in enumerate(table.features.tolist()):
+        r, lo, hi, n_eff, mean_on, mean_off, effect = (column[i] for column in columns)
+        found.append(
+            FeatureProfileDocument(
+                address=str(FeatureAddress(hook_point, feature, transcoder)),
+                index=feature,
+                density=density[i],
+                n=int(table.n),
+                bouts=max(bouts[i], 0),
+                episodes=max(episodes[i], 0),
+                metrics=[
+                    MetricAssociation(
+                        name=name,
+                        r=r[m],
+                        lo=lo[m],
+                        hi=hi[m],
+                        n=rows[m],
+                        n_eff=n_eff[m],
+                        window=table.window,
+                        mean_on=mean_on[m],
+                        mean_off=mean_off[m],
+                        effect_size=effect[m],
+                        reason=table.why(i, m) or None if r[m] is None else None,
+                    )
+                    for m, name in enumerate(names)
+                ],
             )
-            for metric in profile.metrics
-        ],
-    )
+        )
+    return found
+
+
+def _known(column: NDArray[np.float64]) -> list[list[float | None]]:
+    """[U, M] as lists, ``None`` where undefined."""
+    values: list[list[float | None]] = column.tolist()
+    for i, m in zip(*np.nonzero(~np.isfinite(column)), strict=True):
+        values[i][m] = None
+    return values

@@ -212,7 +212,7 @@ class ExplainerCore:
         """Narrate, rescore or search the null, whichever is due."""
         now, explainer = self._clock(), inquiry.explainer
         if inquiry.unscored_rows and now >= inquiry.narrate_due_ns:
-            narration = [*self._narration(inquiry)]
+            narration: list[Document] = [*self._narration(inquiry)]
             inquiry.narrate_due_ns = self._next(now, self._pace.narrate_s)
             return narration
         if inquiry.unscored_rows and now >= inquiry.rescore_due_ns:

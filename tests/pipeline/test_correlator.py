@@ -52,11 +52,11 @@ def test_documents_fit_the_wire():
 def test_nothing_is_published_twice_without_a_change():
     correlator = core()
     run(correlator, episodes(3))
-    assert len(correlator.documents({})) == 1
-    assert correlator.documents({}) == []
-    assert len(correlator.documents({}, everything=True)) == 1
+    assert len(list(correlator.documents({}))) == 1
+    assert list(correlator.documents({})) == []
+    assert len(list(correlator.documents({}, everything=True))) == 1
     correlator.goodbye("run")
-    assert len(correlator.documents({})) == 1
+    assert len(list(correlator.documents({}))) == 1
 
 
 def test_rows_of_an_unknown_run_are_refused():

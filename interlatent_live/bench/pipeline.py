@@ -1,0 +1,339 @@
+"""The live path from publishing processes to published features and statistics, on this machine.
+
+Real services under the engine, real sockets, agents that only publish (2 hook points of width 64,
+dictionaries of 256, 12 metrics). Rate: eight processes of 16 copies each offer more than the goal;
+a step counts when the correlator has it. Latency: one process at 1,000 steps/s. Many agents: up to
+200 identities at 50 Hz in eight processes, with the encoder's processor time per step.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgpack  # type: ignore[import-untyped]
+import msgspec
+import numpy as np
+import zmq
+
+from interlatent_live.bench.publisher import Orders
+from interlatent_live.bench.report import BenchReport, bench_report, bench_row, median
+from interlatent_live.config import on_free_ports, resolve
+from interlatent_live.engine.launch import service_specs
+from interlatent_live.engine.local import LocalEngine
+from interlatent_live.engine.port import wait_ready
+from interlatent_live.feed.client import FeedClient
+from interlatent_live.feed.documents import Topic
+from interlatent_live.feed.state import FeedState
+
+if TYPE_CHECKING:
+    from interlatent_live.bench.report import BenchRow
+    from interlatent_live.config import Settings
+
+POLICY = "sha256:" + "b" * 64
+HOOKS = {"layer.0": (64, 64), "layer.1": (64, 64)}
+FEATURES = 256
+METRICS = 12
+PROCESSES = 8
+SETTLE_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One run of publishers against the services."""
+
+    steps: int
+    processed: int
+    declared: int
+    undeclared: int
+    seconds: float
+    p50_ms: float
+    p99_ms: float
+    publish_us: float
+    encoder_us: float
+    """Processor time of the encoder per step."""
+
+    @property
+    def rate(self) -> float:
+        """Steps per second, from the first step to the last one correlated."""
+        return self.processed / self.seconds
+
+
+def run(*, quick: bool = False) -> BenchReport:
+    """All cases; ``quick`` once instead of five times."""
+    repeats, seconds = (1, 4.0) if quick else (5, 8.0)
+    rows: list[BenchRow] = []
+    with tempfile.TemporaryDirectory() as folder:
+        write_transcoders(Path(folder))
+        rows += _rate_rows(folder, repeats, seconds)
+        rows += _latency_rows(folder, repeats, seconds)
+        rows += _agent_rows(folder, seconds)
+    return bench_report(
+        "pipeline",
+        rows,
+        notes=(
+            "agents only publish; encoder and correlator are processes of their own",
+            "the explainer is not started; correlator.depth is core",
+        ),
+    )
+
+
+def write_transcoders(folder: Path) -> None:
+    """Random dictionaries with about 16 features on per step, bound to :data:`POLICY`."""
+    import torch  # noqa: PLC0415 - the publishers import this module's neighbour without torch
+
+    from interlatent_live.transcoders.config import (  # noqa: PLC0415
+        Architecture,
+        TranscoderConfig,
+    )
+    from interlatent_live.transcoders.native import Provenance, save_transcoder  # noqa: PLC0415
+    from interlatent_live.transcoders.transcoder import Transcoder  # noqa: PLC0415
+
+    random = torch.Generator().manual_seed(0)
+    for name, (d_in, d_out) in HOOKS.items():
+        transcoder = Transcoder(
+            config=TranscoderConfig(
+                architecture=Architecture.BATCHTOPK,
+                d_in=d_in,
+                d_out=d_out,
+                n_features=FEATURES,
+                k=16,
+            ),
+            W_enc=torch.randn(d_in, FEATURES, generator=random) / d_in**0.5,
+            b_enc=torch.zeros(FEATURES),
+            W_dec=torch.randn(FEATURES, d_out, generator=random),
+            b_dec=torch.zeros(d_out),
+            threshold=torch.full((FEATURES,), 1.534),
+        )
+        provenance = Provenance(policy_hash=POLICY, hook_point=name)
+        save_transcoder(folder / name, transcoder, provenance)
+
+
+def _rate_rows(folder: str, repeats: int, seconds: float) -> list[BenchRow]:
+    loops, found = [], []
+    for _ in range(repeats):
+        loops.append(unbatched_loop(1.0))
+        found.append(measure(folder, PROCESSES, 1, copies=16, hz=470.0, seconds=seconds))
+    reference = ("unbatched build, PUSH, PULL, decode in one process", median(loops))
+    lost = [one.declared / one.steps for one in found]
+    return [
+        bench_row(
+            "steps/s encoded and correlated, 8 processes × 16 copies",
+            median(one.rate for one in found),
+            "steps/s",
+            reference=reference[0],
+            reference_value=reference[1],
+            goal="value >= 50000",
+        ),
+        bench_row(
+            "share declared lost at that rate",
+            median(lost),
+            "1",
+            reference="bound",
+            reference_value=0.001,
+            goal="value <= 0.001",
+        ),
+        bench_row(
+            "steps lost undeclared at that rate",
+            float(max(one.undeclared for one in found)),
+            "steps",
+            reference="bound",
+            reference_value=0.0,
+            goal="value <= 0",
+        ),
+        bench_row(
+            "publishing call of 16 copies",
+            median(one.publish_us for one in found),
+            "µs",
+            reference="time between two calls at this rate",
+            reference_value=1e6 / 470.0,
+            goal="shown",
+        ),
+    ]
+
+
+def _latency_rows(folder: str, repeats: int, seconds: float) -> list[BenchRow]:
+    found = [measure(folder, 1, 1, copies=1, hz=1000.0, seconds=seconds) for _ in range(repeats)]
+    return [
+        bench_row(
+            "step → published feature at 1,000 steps/s, p99",
+            median(one.p99_ms for one in found),
+            "ms",
+            reference="p50 in the same runs",
+            reference_value=median(one.p50_ms for one in found),
+            goal="value <= 20",
+        )
+    ]
+
+
+def _agent_rows(folder: str, seconds: float) -> list[BenchRow]:
+    rows = []
+    first: Measured | None = None
+    for agents in (8, 40, 104, 200):
+        one = measure(folder, PROCESSES, agents // PROCESSES, copies=1, hz=50.0, seconds=seconds)
+        first = first or one
+        rows.append(
+            bench_row(
+                f"encoder's processor time per step, {agents} agents at 50 Hz "
+                f"(p99 {one.p99_ms:.0f} ms, declared {one.declared}, undeclared {one.undeclared})",
+                one.encoder_us,
+                "µs",
+                reference="8 agents",
+                reference_value=first.encoder_us,
+                goal="ratio <= 1",
+            )
+        )
+    return rows
+
+
+def measure(
+    folder: str, processes: int, agents: int, *, copies: int, hz: float, seconds: float
+) -> Measured:
+    """One run: start the services, publish, wait until everything is through."""
+    with ExitStack() as stack:
+        engine = stack.enter_context(LocalEngine(on_line=lambda _: None))
+        settings = _settings(folder)
+        specs = [one for one in service_specs(settings) if one.name != "explainer"]
+        for spec in specs:
+            engine.start(spec)
+        wait_ready(engine, [spec.name for spec in specs], 120.0)
+        client = stack.enter_context(
+            FeedClient(settings.endpoints.feeds()[:2], [Topic.AGENTS, Topic.PROFILES])
+        )
+        (encoder,) = [one.pid for one in engine.status() if one.name == "encoder"]
+        before = _processor_s(encoder)
+        start_at = time.time() + 4.0
+        orders = [
+            Orders(
+                endpoint=settings.endpoints.agents,
+                policy_hash=POLICY,
+                hook_points=HOOKS,
+                name=f"publisher-{number}",
+                agents=agents,
+                copies=copies,
+                hz=hz,
+                seconds=seconds,
+                metrics=METRICS,
+                start_at=start_at,
+            )
+            for number in range(processes)
+        ]
+        books = _publish(orders)
+        done = _until_settled(client, processes * agents)
+        used = _processor_s(encoder) - before
+    state, at = done
+    agents_seen = state.agents.agents if state.agents else []
+    steps = sum(book["sent"] for book in books)
+    return Measured(
+        steps=steps,
+        processed=sum(document.steps for document in state.profiles.values()) // len(HOOKS),
+        declared=sum(sum(book["lost"].values()) for book in books),
+        undeclared=sum(one.gaps_undeclared for one in agents_seen),
+        seconds=at - start_at,
+        p50_ms=median(one.step_to_feature_ms.p50 or 0.0 for one in agents_seen),
+        p99_ms=max(one.step_to_feature_ms.p99 or 0.0 for one in agents_seen),
+        publish_us=median(book["publish_us_p50"] for book in books),
+        encoder_us=used * 1e6 / max(steps, 1),
+    )
+
+
+def _settings(folder: str) -> Settings:
+    flags = {
+        "encoder.transcoders": [folder],
+        "correlator.depth": "core",
+        "correlator.publish_every_s": 0.5,
+        "limits.agents": 256,
+        "logging.level": "error",
+    }
+    return on_free_ports(resolve(flags=flags, environment={}).settings)
+
+
+def _publish(orders: list[Orders]) -> list[dict[str, Any]]:
+    command = [sys.executable, "-m", "interlatent_live.bench.publisher"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    running = [
+        subprocess.Popen(  # noqa: S603 - our own module, by this very interpreter
+            [*command, msgspec.json.encode(one).decode()],
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        for one in orders
+    ]
+    books = []
+    for process in running:
+        out, _ = process.communicate(timeout=300)
+        books.append(json.loads(out))
+    return books
+
+
+def _until_settled(client: FeedClient, runs: int) -> tuple[FeedState, float]:
+    """Until the correlator has all rows of every run; the state, and when that was."""
+    state = FeedState(max_runs=4 * runs * len(HOOKS))
+    deadline = time.monotonic() + SETTLE_S
+    newest = time.time()
+    total = -1
+    while time.monotonic() < deadline:
+        for event in client.events(0.1):
+            state.take(event)
+        found = sum(document.steps for document in state.profiles.values())
+        if found != total:
+            total = found
+            newest = max(
+                (document.published_ns / 1e9 for document in state.profiles.values()),
+                default=newest,
+            )
+        ended = [one for one in (state.agents.agents if state.agents else []) if one.ended]
+        if len(ended) >= runs and all(_through(state, one) for one in ended):
+            return state, newest
+    return state, newest
+
+
+def _through(state: FeedState, status: Any) -> bool:
+    documents = [document for (run, _), document in state.profiles.items() if run == status.run_id]
+    wanted = status.steps_encoded
+    return len(documents) == len(HOOKS) and all(one.steps >= wanted for one in documents)
+
+
+def _processor_s(pid: int | None) -> float:
+    """User and system time of a process so far, in seconds."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def unbatched_loop(seconds: float) -> float:
+    """Steps/s of the plainest design: one message a step, built, sent, received and decoded."""
+    context: zmq.Context[Any] = zmq.Context()
+    pull = context.socket(zmq.PULL)
+    push = context.socket(zmq.PUSH)
+    port = pull.bind_to_random_port("tcp://127.0.0.1")
+    push.connect(f"tcp://127.0.0.1:{port}")
+    x = [np.ones(64, np.float32) for _ in range(4)]
+    metrics = np.ones(METRICS)
+    header = {"run": "run", "env": 0, "t": 0, "shapes": [64, 64, 64, 64, METRICS]}
+    count = 0
+    began = time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        for t in range(100):
+            header["t"] = t
+            push.send_multipart([msgpack.packb(header), *x, metrics])
+        for _ in range(100):
+            frames = pull.recv_multipart()
+            msgpack.unpackb(frames[0])
+            for frame in frames[1:5]:
+                np.frombuffer(frame, np.float32)
+            np.frombuffer(frames[5], np.float64)
+        count += 100
+    rate = count / (time.perf_counter() - began)
+    push.close(0)
+    pull.close(0)
+    context.term()
+    return rate
