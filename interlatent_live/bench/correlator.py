@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from interlatent_live.bench.report import BenchReport, bench_report, bench_row, median
-from interlatent_live.statistics.config import CorrelatorConfig
+from interlatent_live.statistics.config import CorrelatorConfig, SliceSpec
 from interlatent_live.statistics.correlator import Correlator
 from interlatent_live.statistics.memory import memory_bytes
 from interlatent_live.stream import MetricSpec, SparseCodes, Steps, steps_without_columns
@@ -154,6 +154,7 @@ def run(
     notes = [
         "dense NumPy gets its dense arrays for free: making them from sparse codes is not timed",
         "ratios are medians over interleaved rounds of one run",
+        "times are CPU time of the one thread, so that other processes do not count",
     ]
     rows: list[BenchRow] = []
     for width, goal in ((2048, "ratio >= 1"), (16_384, "ratio >= 10")):
@@ -178,11 +179,11 @@ def run(
 def _time_correlator(correlator: Correlator, stream: Stream, start: int, count: int) -> float:
     """Microseconds per step of ``count`` batches, rows prepared beforehand."""
     prepared = list(stream.batches(start, count))
-    begin = time.perf_counter()
+    begin = time.thread_time()
     for steps, codes in prepared:
         correlator.update(steps, codes)
     correlator.view([0])
-    return (time.perf_counter() - begin) / (count * BATCH) * 1e6
+    return (time.thread_time() - begin) / (count * BATCH) * 1e6
 
 
 def _core_against_dense(width: int, goal: str, rounds: int) -> list[BenchRow]:
@@ -200,10 +201,10 @@ def _core_against_dense(width: int, goal: str, rounds: int) -> list[BenchRow]:
     for round_ in range(rounds + 1):
         ours.append(_time_correlator(correlator, stream, round_ * 200, 200))
         for target, groups, into in ((same_job, True, theirs), (pearson_only, False, short)):
-            begin = time.perf_counter()
+            begin = time.thread_time()
             for a, d in dense:
                 target.update(a, d, groups=groups)
-            into.append((time.perf_counter() - begin) / (len(dense) * BATCH) * 1e6)
+            into.append((time.thread_time() - begin) / (len(dense) * BATCH) * 1e6)
     own, other, least = median(ours[1:]), median(theirs[1:]), median(short[1:])
     ratio = median(t / o for t, o in zip(theirs[1:], ours[1:], strict=True))
     name = f"core, F={width:,}"
@@ -244,12 +245,12 @@ def _scaling(rounds: int) -> list[BenchRow]:
     out = []
     for zipf, limit in ((True, 1.5), (False, 6.0)):
         widths = (2048, 16_384, 131_072)
-        streams = {width: make_stream(width, zipf=zipf) for width in widths}
+        streams = {width: make_stream(width, zipf=zipf, batches=512) for width in widths}
         correlators = {w: Correlator(SPECS, w, CorrelatorConfig.core()) for w in widths}
         taken: dict[int, list[float]] = {width: [] for width in widths}
         for round_ in range(rounds + 2):
             for width in widths:
-                cost = _time_correlator(correlators[width], streams[width], round_ * 256, 256)
+                cost = _time_correlator(correlators[width], streams[width], round_ * 512, 512)
                 if round_ >= 2:
                     taken[width].append(cost)
         base = taken[widths[0]]
@@ -280,13 +281,13 @@ def _peers(notes: list[str]) -> list[BenchRow]:
         few = 128
         pairs = [[river.PearsonCorr() for _ in range(METRICS)] for _ in range(few)]
         a, d = batch[0]
-        begin = time.perf_counter()
+        begin = time.thread_time()
         for row in range(16):
             for f in range(few):
                 x = float(a[row, f])
                 for m in range(METRICS):
                     pairs[f][m].update(x, float(d[row, m]))
-        per_step = (time.perf_counter() - begin) / 16 * (width / few) * 1e6
+        per_step = (time.thread_time() - begin) / 16 * (width / few) * 1e6
         rows.append(
             bench_row(
                 f"river PearsonCorr, F={width:,} (128 features timed)", per_step, "µs/step",
@@ -299,10 +300,10 @@ def _peers(notes: list[str]) -> list[BenchRow]:
         a = np.concatenate([item[0][:, :few] for item in batch])
         d = np.concatenate([item[1] for item in batch])
         frame = pandas.DataFrame(np.concatenate((a, d), axis=1))
-        begin = time.perf_counter()
+        begin = time.thread_time()
         for m in range(METRICS):
             frame.iloc[:, :few].rolling(256).corr(frame.iloc[:, few + m])
-        per_batch = (time.perf_counter() - begin) * (width / few)
+        per_batch = (time.thread_time() - begin) * (width / few)
         rows.append(
             bench_row(
                 f"pandas rolling(256).corr over the last 512 rows, once per batch, F={width:,} "
@@ -366,16 +367,67 @@ def _queries() -> list[BenchRow]:
         ask()
         taken = []
         for _ in range(3):
-            begin = time.perf_counter()
+            begin = time.thread_time()
             ask()
-            taken.append((time.perf_counter() - begin) * 1e3)
+            taken.append((time.thread_time() - begin) * 1e3)
         out.append(
             bench_row(
                 f"query, F={width:,}: {name}", median(taken), "ms", reference="a second",
                 reference_value=1000.0, goal="ratio <= 1",
             )
         )  # fmt: skip
+    out += _outlets(correlator)
     return out
+
+
+def _outlets(correlator: Correlator) -> list[BenchRow]:
+    """Alert rules, a slice by predicate, Parquet: one measured line each."""
+    import tempfile  # noqa: PLC0415 - only here
+    from pathlib import Path  # noqa: PLC0415 - only here
+
+    from interlatent_live.statistics.export import to_parquet  # noqa: PLC0415
+    from interlatent_live.statistics.rules import (  # noqa: PLC0415
+        AlertRule,
+        AlertState,
+        Condition,
+    )
+
+    rules = [
+        AlertState(AlertRule(f"r{i}", (Condition(f"v{i}", ">", 0.5, 0.4),), for_s=1.0))
+        for i in range(100)
+    ]
+    values = {f"v{i}": i / 100 for i in range(100)}
+    begin = time.thread_time()
+    for step in range(100):
+        for rule in rules:
+            rule.step(step * 10_000_000, values)
+    per_rule = (time.thread_time() - begin) / 10_000 * 1e6
+    table = correlator.table()
+    with tempfile.TemporaryDirectory() as folder:
+        begin = time.thread_time()
+        rows = to_parquet(table, Path(folder) / "profiles.parquet")
+        parquet = (time.thread_time() - begin) * 1e3
+    width = correlator.n_features
+    stream = make_stream(width, zipf=True, batches=64)
+    plain = Correlator(SPECS, width, CorrelatorConfig.core())
+    high = SliceSpec("high", lambda columns: columns["m0"] > 100.0)
+    sliced = Correlator(SPECS, width, CorrelatorConfig.core(slices=(high,)))
+    bare = median(_time_correlator(plain, stream, i * 200, 200) for i in range(3))
+    cut = median(_time_correlator(sliced, stream, i * 200, 200) for i in range(3))
+    return [
+        bench_row(
+            "one alert rule, one evaluation", per_rule, "µs", reference="a control step at 100 Hz",
+            reference_value=10_000.0, goal="ratio <= 0.01",
+        ),
+        bench_row(
+            f"Parquet export of {rows:,} pairs", parquet, "ms", reference="a second",
+            reference_value=1000.0, goal="ratio <= 1",
+        ),
+        bench_row(
+            "a slice by predicate that holds half of the rows: core cost with it ÷ without", cut,
+            "µs/step", reference="without (µs/step)", reference_value=bare, goal="ratio <= 3",
+        ),
+    ]  # fmt: skip
 
 
 def _device(notes: list[str]) -> list[BenchRow]:

@@ -84,7 +84,7 @@ class CorrelatorConfig:
     half_lives: tuple[float, ...] = (4096.0, 65536.0)
     sliding: tuple[int, ...] = (16384,)
     coalesce: int | None = None
-    """Rows gathered before they are summed; ``None``: 256, or 4096 for wide dictionaries."""
+    """Rows gathered before they are summed; ``None``: 256, or 16,384 for wide dictionaries."""
     episodic: bool = True
     """Keep what needs whole episodes: jackknife units, ACF, lags, sketches, exemplars, dwell."""
     deep_features: int = 4096
@@ -147,7 +147,7 @@ class CorrelatorConfig:
         """Rows gathered before the moment tables are touched."""
         if self.coalesce is not None:
             return self.coalesce
-        return 4096 if n_features > WIDE_DICTIONARY else 256
+        return 16_384 if n_features > WIDE_DICTIONARY else 256
 
     def window_names(self) -> tuple[str, ...]:
         """Windows a profile can be asked for, slices last."""

@@ -504,7 +504,9 @@ class Correlator:
         """Hand the closed episodes to everything that needs them whole."""
         if self.deep is None or not self.deep.ready:
             return
-        self._flush()
+        if np.isnan(self.reference).any():
+            # Episodes may hold the first values of a metric whose reference is still to be chosen.
+            self._flush()
         chunk = self._log.take_closed(self.n_features)
         if chunk is not None:
             self.deep.reference = self.reference_or_zero()

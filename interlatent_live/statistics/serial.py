@@ -260,9 +260,7 @@ class Bouts:
         self.total_parts += len(chunk.key)
         if not len(chunk.index):
             return
-        row = chunk.row_of
-        order = np.argsort(chunk.index, kind="stable")
-        feature, row = chunk.index[order], row[order]
+        feature, row = self._by_feature(chunk)
         fresh = np.ones(len(row), bool)
         fresh[1:] = (
             (feature[1:] != feature[:-1])
@@ -282,6 +280,16 @@ class Bouts:
         new_part = np.ones(len(row), bool)
         new_part[1:] = (feature[1:] != feature[:-1]) | (part[1:] != part[:-1])
         self.parts += np.bincount(feature[new_part], minlength=f)
+
+    def _by_feature(self, chunk: Chunk) -> tuple[NDArray[np.intp], NDArray[np.int32]]:
+        """Feature and row of every entry, by feature and then by row: one counting sort."""
+        f, nnz = self.n_features, len(chunk.index)
+        pointers = np.empty(f + 1, np.int32)
+        rows, unused = np.empty(nnz, np.int32), np.empty(nnz)
+        _sparsetools.csr_tocsc(
+            len(chunk), f, chunk.indptr, chunk.index, chunk.value, pointers, rows, unused
+        )
+        return np.repeat(np.arange(f), np.diff(pointers)), rows
 
     def merge(self, other: Bouts) -> None:
         """Add another's counts."""
