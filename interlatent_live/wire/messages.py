@@ -302,7 +302,7 @@ class StepsMessage:
     batch: StepBatch
     drops: tuple[Drop, ...] = ()
     sent_ns: int = 0
-    shape: object = field(default=None, repr=False)
+    shape: object = field(default=None, repr=False, compare=False)
     """What the decoder knew of this message's layout; the same object means the same layout."""
 
 
