@@ -175,8 +175,8 @@ with LocalEngine(on_line=lambda line: None) as engine:
     engine.start(program("one", SLEEPS))
     engine.start(program("deaf", DEAF, grace_s=0.5))
     wait_ready(engine, ["one", "deaf"], 30)
-    print(*(status.pid for status in engine.status()), flush=True)
     try:
+        print(*(status.pid for status in engine.status()), flush=True)
         time.sleep(600)
     except KeyboardInterrupt:
         print("interrupted", flush=True)
