@@ -190,8 +190,8 @@ class Narrator:
         key = evidence.unit_key[evidence.unit[row]]
         when = f"{length} steps" if self._seconds is None else f"{length * self._seconds:.2g} s"
         facts = ", ".join(f"{name} {value:.3g} {unit}".rstrip() for name, value, unit in values)
-        what = "" if claim.predicate is None else to_english(claim.predicate)
-        said = what if _plain(claim) else claim.label
+        # The predicate in English, not the writer's words: only the predicate was verified.
+        said = "" if claim.predicate is None else to_english(claim.predicate)
         return Sentence(
             f"For the last {when}, {said} "
             f"[feature {claim.address.hook_point}/{claim.address.index}; {facts}].",
@@ -210,11 +210,6 @@ class Narrator:
             if str(claim.address) == reference.address and claim.version == reference.claim_version:
                 return index
         return None
-
-
-def _plain(claim: Claim) -> bool:
-    """The built-in's labels are cut; its sentences state the whole rule."""
-    return claim.writer.startswith("built-in")
 
 
 def measure(
