@@ -19,6 +19,8 @@ from scipy import special
 
 from interlatent_live.bench.report import BenchReport, bench_report, bench_row
 from interlatent_live.statistics.betting import BETS, log_cosh_sums, log_evidence
+from interlatent_live.statistics.config import CorrelatorConfig
+from interlatent_live.statistics.correlator import Correlator
 from interlatent_live.statistics.drift import DriftMonitor
 from interlatent_live.statistics.effective_n import jackknife_se, safe_atanh, t_quantile
 from interlatent_live.statistics.hashing import mix
@@ -30,6 +32,7 @@ from interlatent_live.statistics.screening import (
     sign_symmetric_p,
 )
 from interlatent_live.statistics.units import UnitSums
+from interlatent_live.stream import MetricSpec, SparseCodes, steps_without_columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -269,6 +272,7 @@ def run(
     rows += more
     rows += _planted(world, max(runs // 10, 8), seed, spread, say)
     rows += _single_pairs(800 if quick else 4000, seed, say)
+    rows += _shown_intervals(12 if quick else 75, seed, say)
     rows += _peeking(400 if quick else 2000, 200 if quick else 500, seed, say)
     rows += _drift(30 if quick else 200, seed, say)
     setting = (
@@ -411,6 +415,64 @@ def _single_pairs(runs: int, seed: int, say: Callable[[str, int, int], None]) ->
             )
         )  # fmt: skip
     return rows
+
+
+def _shown_intervals(runs: int, seed: int, say: Callable[[str, int, int], None]) -> list[BenchRow]:
+    """The correlator itself, end to end: intervals it shows for unrelated series, sparse features.
+
+    Endless runs have no episodes to resample, so there the blocks and the ACF must do.
+    """
+    count, steps = METRICS, 16_384
+    specs = tuple(MetricSpec(f"m{i}") for i in range(count))
+    one = np.ones(count, np.float32)
+    rows = []
+    for number, (name, phi, length) in enumerate(
+        (
+            ("one endless run, φ = .9", 0.9, steps),
+            ("one endless run, φ = .99", 0.99, steps),
+            ("episodes of 128, φ = .99", 0.99, 128),
+        )
+    ):
+        rng = np.random.default_rng([seed, 6, number])
+        naive, shown, pairs = 0, 0, 0
+        for i in range(runs):
+            shape = (np.float32(phi) * one, 0 * one, 0 * one)
+            d = _latent(rng, length, steps // length, *shape)
+            a = _latent(rng, length, steps // length, *shape)
+            a = np.maximum(a - np.float32(0.84), 0)
+            correlator = Correlator(specs, count, CorrelatorConfig(grid_rows=256))
+            columns = steps_without_columns(steps, count)
+            t = np.arange(steps) % length
+            columns.t[:] = t
+            columns.episode[:] = np.arange(steps) // length
+            columns.flags[:] = t == length - 1
+            columns.metrics[:] = d.transpose(1, 0, 2).reshape(steps, count)
+            correlator.update(columns, _codes(a.transpose(1, 0, 2).reshape(steps, count)))
+            table = correlator.table()
+            r, lo, hi = np.diag(table.r), np.diag(table.lo), np.diag(table.hi)
+            known = np.isfinite(lo)
+            pairs += int(known.sum())
+            shown += int(((lo > 0) | (hi < 0))[known].sum())
+            naive += int((np.abs(safe_atanh(r)) * np.sqrt(steps - 3) > 1.96)[known].sum())
+            say(f"shown intervals, {name}", i + 1, runs)
+        rows.append(
+            bench_row(
+                f"shown 95 % interval excludes 0, unrelated series, {name}", shown / pairs, "share",
+                reference="naive interval", reference_value=naive / pairs, goal="value <= 0.08",
+            )
+        )  # fmt: skip
+    return rows
+
+
+def _codes(dense: Singles) -> SparseCodes:
+    on = dense > 0
+    indptr = np.zeros(len(dense) + 1, np.uint32)
+    np.cumsum(on.sum(axis=1), out=indptr[1:])
+    rows, index = np.nonzero(on)
+    nan = np.full(len(dense), np.nan, np.float32)
+    return SparseCodes(
+        dense.shape[1], indptr, index.astype(np.uint32), dense[rows, index], nan, nan
+    )
 
 
 def _pair_correlations(
