@@ -67,7 +67,10 @@ class NarrationQuality:
     elsewhere_share: float | None
     """The same sentences at random other windows of the same length."""
     matcher_share: float | None
-    """How often the narrated window is told from 4 others by the sentence (chance 20 %)."""
+    """How often the narrated window is told from 4 others by what was said of it (chance 20 %).
+
+    By predicates and features alone; the metric values named would give the window away.
+    """
     coverage: float
     """Share of intervals with a sentence."""
     references_resolve: bool
@@ -222,19 +225,26 @@ def measure(
     covered, resolve = 0, True
     for row in moments:
         sentences = narrator.narrate_at(int(row))
-        covered += bool(sentences)
+        if not sentences:
+            continue
+        covered += 1
+        length = sentences[0].last_t - sentences[0].first_t + 1
+        others = _other_rows(evidence, int(row), length, random)
+        spoken = []
         for sentence in sentences:
-            length = sentence.last_t - sentence.first_t + 1
             found = [narrator.claim_index(reference) for reference in sentence.references]
             claims = [index for index in found if index is not None]
             resolve &= len(claims) == len(found)
-            here = _joint(narrator, claims, int(row), length)
-            true.append(here >= HOLDS_SHARE)
-            others = _other_rows(evidence, int(row), length, random)
-            there = [_joint(narrator, claims, other, length) for other in others]
-            elsewhere += [share >= HOLDS_SHARE for share in there[:1]]
-            if len(there) == 4:
-                matched.append(_match(here, there, random))
+            spoken.append(claims)
+            true.append(_joint(narrator, claims, int(row), length) >= HOLDS_SHARE)
+            if others:
+                elsewhere.append(_joint(narrator, claims, others[0], length) >= HOLDS_SHARE)
+        if len(others) == 4:
+            fits = [
+                float(np.mean([_joint(narrator, claims, at, length) for claims in spoken]))
+                for at in (int(row), *others)
+            ]
+            matched.append(_match(fits[0], fits[1:], random))
     return NarrationQuality(
         sentences=len(true),
         true_share=float(np.mean(true)) if true else None,
@@ -259,7 +269,7 @@ def _other_rows(evidence: Evidence, row: int, length: int, random: Generator) ->
 
 
 def _match(here: float, there: Sequence[float], random: Generator) -> bool:
-    """The matcher takes the window in which the sentence holds most, ties at random."""
+    """The matcher takes the window in which what was said holds most, ties at random."""
     best = max(there)
     if here != best:
         return here > best

