@@ -735,6 +735,21 @@ class Correlator:
             raise UserError(f"feature {feature} is outside the deep set; name it in deep_set")
         return self.deep, slot
 
+    def exemplar_positions(self) -> NDArray[np.uint64]:
+        """Global row numbers of every exemplar kept, whose frames are worth keeping."""
+        self.finish()
+        if self.deep is None:
+            return np.zeros(0, np.uint64)
+        best, drawn = self.deep.best, self.deep.random
+        return np.unique(
+            np.concatenate(
+                (
+                    best.position[np.isfinite(best.score)],
+                    drawn.position[np.isfinite(drawn.score)],
+                )
+            )
+        )
+
     @property
     def grid(self) -> Grid | None:
         """Bin edges of the AUROC sketches, once known; a recorded event that shards share."""
@@ -783,6 +798,9 @@ class Correlator:
         self._pivot_a[unknown] = other._pivot_a[unknown]
         np.maximum(self._last, other._last, out=self._last)
         self.counts.add(other.counts)
+        for key, (total, count) in other._error.items():
+            mine = self._error.get(key, (0.0, 0.0))
+            self._error[key] = (mine[0] + total, mine[1] + count)
         self._log.merge(other._log)
         if self.deep is not None and other.deep is not None:
             self.deep.merge(other.deep)
@@ -830,6 +848,8 @@ class Correlator:
             "partial": np.array(self.layout.partial, np.int64),
             "open_key": np.array([] if self._open_key is None else [self._open_key], np.int64),
             "newest": np.array(self.newest, np.int64),
+            "error_keys": np.array(sorted(self._error), np.int64),
+            "error_sums": np.array([self._error[k] for k in sorted(self._error)]).reshape(-1, 2),
         }
         arrays |= _prefixed("open", self._open.arrays())
         for name, window in self._accumulators.items():
@@ -886,6 +906,9 @@ class Correlator:
         out._open = PaneSums.from_arrays(out.n_features, m, _part(arrays, "open"))
         out._open_key = int(arrays["open_key"][0]) if len(arrays["open_key"]) else None
         out.newest = int(arrays["newest"])
+        sums = arrays["error_sums"].tolist()
+        for key, (total, count) in zip(arrays["error_keys"].tolist(), sums, strict=True):
+            out._error[int(key)] = (total, count)
         for name, window in out._accumulators.items():
             window.load(_part(arrays, f"window/{name}"))
         out._ring.load(_part(arrays, "ring"))

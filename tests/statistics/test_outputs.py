@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 
 from interlatent_live.errors import CorruptFileError, UserError
+from interlatent_live.statistics.comparison import compare_tables
 from interlatent_live.statistics.config import CorrelatorConfig
 from interlatent_live.statistics.correlator import Correlator
 from interlatent_live.statistics.export import SCHEMA, to_csv, to_parquet
 from interlatent_live.statistics.memory import memory_bytes, memory_parts
 from interlatent_live.statistics.query import ProfileQuery, query_profiles
 from interlatent_live.statistics.snapshot import load_state, save_state
+from interlatent_live.statistics.thumbnails import Thumbnails
 from interlatent_live.stream import MetricSpec
 from tests.statistics.streams import codes_from_dense, part, sparse_dense, steps_of
 
@@ -158,3 +160,44 @@ def test_memory_is_what_the_configuration_computes(features, config):
     # Rows that wait come and go; everything else is full by now and must be what was computed.
     steady = sum(parts.values()) - waiting - parts["waiting rows"]
     assert correlator.nbytes - held == pytest.approx(steady, rel=0.1)
+
+
+def test_what_changed_since_an_earlier_profile_comes_first():
+    before = fed(n=3000).table()
+    rng = np.random.default_rng(9)
+    dense = sparse_dense(rng, 3000, 30, 0.15)
+    metrics = np.column_stack([rng.normal(size=(3000, 2)), np.ones(3000)])
+    metrics[:, 1] += 2 * dense[:, 8]
+    correlator = Correlator(SPECS, 30, CONFIG)
+    correlator.update(steps_of(metrics, envs=2, episode_steps=50), codes_from_dense(dense))
+    changes = compare_tables(before, correlator.table())
+    assert len(changes) == 90
+    assert {(c.feature, c.metric) for c in changes[:2]} == {(8, "speed"), (3, "height")}
+    grown = next(c for c in changes if (c.feature, c.metric) == (8, "speed"))
+    assert grown.lo is not None
+    assert grown.lo > 0
+    assert changes[-1].z_difference is None
+    with pytest.raises(UserError, match="same features"):
+        compare_tables(before, correlator.table([1, 2]))
+
+
+def test_frames_of_exemplars_are_kept_in_bounded_bytes():
+    correlator = fed()
+    wanted = [int(p) for p in correlator.exemplar_positions()]
+    frames = Thumbnails(waiting_bytes=3000 * 10, kept_bytes=50 * 10)
+    for position in range(3000):
+        frames.offer(position, b"x" * 10)
+    frames.choose(wanted)
+    assert frames.held_kept == 500
+    assert set(frames.kept) <= set(wanted)
+    assert frames.get(wanted[0]) == b"x" * 10
+    frames.choose(wanted[:5])
+    assert sorted(frames.kept) == wanted[:5]
+    assert frames.held_kept == 50
+    for position in range(3000, 9000):
+        frames.offer(position, b"y" * 10)
+    assert frames.held_waiting <= 30_000
+    assert frames.dropped > 0
+    assert frames.get(3000) is None
+    frames.offer(1, b"z" * 40_000)
+    assert frames.get(1) is None
