@@ -221,7 +221,7 @@ class HookSet:
         self._handles.clear()
 
 
-def _make_hook(  # noqa: C901  one flat function: here a call costs more than a branch
+def _make_hook(
     point: Point, gate: Gate, lane: CudaLane | None, *, hidden: bool
 ) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]:
     # A closure over locals: attribute look-ups on self would cost a microsecond per hook in all.
@@ -236,8 +236,13 @@ def _make_hook(  # noqa: C901  one flat function: here a call costs more than a 
             return
         try:
             y = output if output.__class__ is tensor else _output_of(output, hidden=hidden)
-            if not gate.explicit and (reason := _refusal(y)):
-                point.refuse(reason)
+            if not gate.explicit and (
+                gate.explicit_only
+                or y is None
+                or y.requires_grad
+                or (gate.thread is not None and gate.thread != get_ident())
+            ):
+                point.refuse(_refusal(gate, y))
                 return
             x = args[0] if args else next(iter(kwargs.values()), None)
             if (
@@ -269,19 +274,15 @@ def _make_hook(  # noqa: C901  one flat function: here a call costs more than a 
         except Exception as error:  # noqa: BLE001  a bug of ours must never reach the policy
             gate.fault(error)
 
-    def _refusal(y: Any) -> str | None:
-        if gate.explicit_only:
-            return "outside"
-        if y is None:
-            return "output"
-        if y.requires_grad:
-            return "grad"
-        thread = gate.thread
-        if thread is not None and thread != get_ident():
-            return "thread"
-        return None
-
     return hook
+
+
+def _refusal(gate: Gate, y: torch.Tensor | None) -> str:
+    if gate.explicit_only:
+        return "outside"
+    if y is None:
+        return "output"
+    return "grad" if y.requires_grad else "thread"
 
 
 def _output_of(output: Any, *, hidden: bool) -> torch.Tensor | None:

@@ -6,9 +6,9 @@ wrong by one step is the classic mistake, so it is done in one place, by role: e
 be known from an observation is read once per observation (a *snapshot*), and a row takes its state
 columns from snapshot t and its outcome columns from snapshot t + 1.
 
-A pack that is a pure function of the observation costs tens of microseconds a step and a hundredth
-of that in batches; so its columns are *deferred*: the observation itself travels behind the row
-through the ring, and :meth:`MetricSet.finish` computes the columns of many rows at once in the
+Computing columns costs tens of microseconds a step and a hundredth of that in batches. So where all
+of them are functions of observation, action and outcome, they are *deferred*: these travel raw
+behind the row through the ring, and :meth:`MetricSet.finish` computes many rows at once in the
 sender's thread.
 
 No Gymnasium import: spaces are looked at by their attributes, so any look-alike will do.
@@ -76,7 +76,7 @@ def observation_specs(space: Any, names: Sequence[str] | None = None) -> tuple[M
 
 def action_specs(space: Any, names: Sequence[str] | None = None) -> tuple[MetricSpec, ...]:
     """Specs for an action: ``action`` (the index) or ``action_0`` and on."""
-    parts = _box_specs("action", space)
+    parts = [spec for name, part in _leaves("action", space) for spec in _box_specs(name, part)]
     if names is not None and len(names) == len(parts) and not hasattr(space, "n"):
         parts = [replace(part, name=name) for part, name in zip(parts, names, strict=True)]
     return tuple(replace(part, role=Role.ACTION) for part in parts)
@@ -131,12 +131,14 @@ class MetricSet:
         action: specs for the action (:func:`action_specs`).
         measure_action: maps actions [n] or [n, A] to the columns of ``action``; unless given they
             are the action's numbers.
+        continuous: whether actions are vectors [n, A] rather than indices [n].
         reward: whether the reward is a metric.
         ends: whether ``terminated`` and ``truncated`` are metrics.
         clock: whether ``time_in_episode`` is a metric.
         step_seconds: seconds of simulated time per step; unless given the clock counts steps.
-        defer: how many numbers an observation has, where the pack's columns may be computed later
-            and in batches (it has ``extract_batch`` and only metrics of the observation); 0 not to.
+        defer: how many numbers an observation and an action have, where columns may be computed
+            later and in batches (a pack then has ``extract_batch`` and only metrics of the
+            observation); None not to. The observation's may be 0 where nothing is read from it.
     """
 
     def __init__(
@@ -148,81 +150,97 @@ class MetricSet:
         declared: Iterable[str | MetricSpec] = (),
         action: Sequence[MetricSpec] = (),
         measure_action: Callable[[NDArray[Any]], NDArray[np.float64]] | None = None,
+        continuous: bool = False,
         reward: bool = False,
         ends: bool = False,
         clock: bool = False,
         step_seconds: float | None = None,
-        defer: int = 0,
+        defer: tuple[int, int] | None = None,
     ) -> None:
         self.pack = pack
         self._extract_batch = getattr(pack, "extract_batch", None)
         self._measure_action = measure_action
+        self._continuous = continuous
         self._tick = step_seconds or 1.0
         infos = tuple(
             MetricSpec(key, role=Role.OUTCOME) if isinstance(key, str) else key for key in info
         )
         self._info_keys = tuple(spec.name for spec in infos)
-        self._deferred = defer
-        # What a snapshot holds of the pack: its numbers, or the observation they come from.
-        self._n_pack = defer or (len(pack.specs) if pack is not None else 0)
+        self._deferred = defer is not None
+        # What a snapshot holds: the pack's numbers and the observation's, or the observation alone.
+        self._n_pack = len(pack.specs) if pack is not None else 0
         self._n_observation = len(observation)
+        if defer is not None:
+            self._n_pack, self._n_observation = defer[0], 0
         self.width = self._n_pack + self._n_observation + len(infos)
         """Numbers in a snapshot."""
-        specs: list[MetricSpec] = []
+        self._specs: list[MetricSpec] = []
         self._columns: dict[str, int] = {}
-
-        def add(spec: MetricSpec) -> int | None:
-            if spec.name in self._columns:
-                return None
-            self._columns[spec.name] = len(specs)
-            specs.append(spec)
-            return len(specs) - 1
-
-        own = [(add(spec), i, spec) for i, spec in enumerate(pack.specs if pack else ())]
-        rest = enumerate([*observation, *infos], start=self._n_pack)
-        placed = [(add(spec), source, spec) for source, spec in rest]
-        self._deferred_to, self._deferred_from = _pairs(
-            [(to, i) for to, i, _ in own if to is not None]
-        )
-        if not defer:
-            placed = own + placed
-        now = [
-            (to, source)
-            for to, source, spec in placed
-            if to is not None and spec.role not in _LATER
-        ]
-        later = [
-            (to, source) for to, source, spec in placed if to is not None and spec.role in _LATER
-        ]
-        self._now_to, self._now_from = _pairs(now)
-        self._later_to, self._later_from = _pairs(later)
-        self.needs_next = bool(later)
-        """Whether a row has columns that are read from the observation after the step."""
+        self._place_seen(pack.specs if pack is not None else (), observation, infos)
         for spec in declared:
-            add(MetricSpec(spec) if isinstance(spec, str) else spec)
+            self._add(MetricSpec(spec) if isinstance(spec, str) else spec)
         self._clock = None
         if clock:
             unit = "step" if step_seconds is None else "s"
-            self._clock = add(MetricSpec("time_in_episode", unit, Role.CLOCK, "since the reset"))
-        actions = [(add(spec), source) for source, spec in enumerate(action)]
-        self._action_to, self._action_from = _pairs(
-            [(to, s) for to, s in actions if to is not None]
+            self._clock = self._add(
+                MetricSpec("time_in_episode", unit, Role.CLOCK, "since the reset")
+            )
+        actions = [(self._add(spec), source) for source, spec in enumerate(action)]
+        placed = [(to, source) for to, source in actions if to is not None]
+        self._action_to, self._action_from = _pairs(placed)
+        self._has_action = bool(placed)
+        self._reward = self._add(MetricSpec("reward", role=Role.OUTCOME)) if reward else None
+        self._terminated, self._truncated = self._place_ends() if ends else (None, None)
+        self.specs = tuple(self._specs)
+        self.row_width = len(self.specs)
+        """Numbers in a row on its way: the metrics and, if deferred, what they are made of."""
+        self._raw = self._raw_action = slice(0, 0)
+        if defer is not None:
+            self._raw_action = slice(len(self.specs), len(self.specs) + defer[1])
+            self._mark = self._raw_action.stop
+            self._raw = slice(self._mark + 5, self._mark + 5 + defer[0])
+            self.row_width = self._raw.stop
+
+    def _add(self, spec: MetricSpec) -> int | None:
+        """A column for a metric; None when there is one of that name."""
+        if spec.name in self._columns:
+            return None
+        self._columns[spec.name] = len(self._specs)
+        self._specs.append(spec)
+        return len(self._specs) - 1
+
+    def _place_seen(
+        self,
+        pack: Sequence[MetricSpec],
+        observation: Sequence[MetricSpec],
+        infos: Sequence[MetricSpec],
+    ) -> None:
+        """Columns that are read from observations and infos, and from where in a snapshot."""
+        own = [(self._add(spec), i, spec) for i, spec in enumerate(pack)]
+        parts = [(self._add(spec), i, spec) for i, spec in enumerate(observation, len(own))]
+        told = enumerate(infos, self._n_pack + self._n_observation)
+        placed = [(self._add(spec), source, spec) for source, spec in told]
+        self._pack_to, self._pack_from = _pairs([(to, i) for to, i, _ in own if to is not None])
+        self._parts_to, self._parts_from = _pairs(
+            [(to, i - len(own)) for to, i, _ in parts if to is not None]
         )
-        self._has_action = len(actions) > 0 and any(to is not None for to, _ in actions)
-        self._reward = add(MetricSpec("reward", role=Role.OUTCOME)) if reward else None
-        self._terminated = self._truncated = None
-        if ends:
-            self._terminated = add(
-                MetricSpec(
-                    "terminated", role=Role.OUTCOME, description="the step ended the episode"
-                )
-            )
-            self._truncated = add(
-                MetricSpec("truncated", role=Role.OUTCOME, description="the step met a time limit")
-            )
-        self.specs = tuple(specs)
-        self.row_width = len(specs) + (1 + defer if defer else 0)
-        """Numbers in a row on its way: the metrics and, if deferred, a mark and the observation."""
+        if not self._deferred:
+            placed = own + parts + placed
+        kept = [(to, source, spec.role in _LATER) for to, source, spec in placed if to is not None]
+        now = [(to, source) for to, source, later in kept if not later]
+        later = [(to, source) for to, source, later in kept if later]
+        self._now_to, self._now_from = _pairs(now)
+        self._later_to, self._later_from = _pairs(later)
+        self._has_now = bool(now)
+        self.needs_next = bool(later)
+        """Whether a row has columns that are read from the observation after the step."""
+
+    def _place_ends(self) -> tuple[int | None, int | None]:
+        role = Role.OUTCOME
+        return (
+            self._add(MetricSpec("terminated", "", role, "the step ended the episode")),
+            self._add(MetricSpec("truncated", "", role, "the step met a time limit")),
+        )
 
     @classmethod
     def of(cls, metrics: MetricSet | MetricPack | Iterable[str | MetricSpec] | None) -> MetricSet:
@@ -279,12 +297,14 @@ class MetricSet:
         # The packs of interlatent_live.environments also know what their actions and time mean.
         family = getattr(pack, "family", None)
         shape: tuple[int, ...] = tuple(getattr(space, "shape", None) or ())
-        at_once = (
-            pack is None
-            or not hasattr(pack, "extract_batch")
-            or len(shape) != 1
-            or any(spec.role in _LATER for spec in pack.specs)
+        reads = pack is not None or len(parts) > 0
+        pure = pack is None or (
+            hasattr(pack, "extract_batch") and not any(spec.role in _LATER for spec in pack.specs)
         )
+        flat = not hasattr(action, "spaces") and len(getattr(action, "shape", ()) or ()) <= 1
+        defer = None
+        if pure and flat and (len(shape) == 1 or not reads):
+            defer = (shape[0] if reads else 0, len(_box_specs("action", action)))
         return cls(
             pack,
             observation=parts,
@@ -292,11 +312,12 @@ class MetricSet:
             declared=declared,
             action=action_specs(action) if family is None else family.action_specs,
             measure_action=None if family is None else family.measure_actions,
+            continuous=bool(getattr(action, "shape", ())),
             reward=True,
             ends=True,
             clock=True,
             step_seconds=None if family is None else family.step_seconds,
-            defer=0 if at_once else int(shape[0]),
+            defer=defer,
         )
 
     def __len__(self) -> int:
@@ -309,7 +330,8 @@ class MetricSet:
         snapshot = np.empty(self.width)
         k = self._n_pack
         if self._deferred:
-            snapshot[:k] = obs
+            if k:
+                snapshot[:k] = obs
         elif self.pack is not None:
             snapshot[:k] = self.pack.extract(obs, info, env)
         if self._n_observation:
@@ -341,14 +363,8 @@ class MetricSet:
         count = len(envs)
         snapshots = np.full((count, self.width), np.nan)
         k = self._n_pack
-        if self._deferred:
-            snapshots[:, :k] = obs
-        elif self._extract_batch is not None:
-            rows = list(where)
-            snapshots[rows, :k] = self._extract_batch(_element(obs, rows))
-        elif self.pack is not None:
-            for i in where:
-                snapshots[i, :k] = self.pack.extract(_element(obs, i), info_of(infos, i), envs[i])
+        if k:
+            self._read_pack(snapshots, obs, infos, envs, list(where))
         if self._n_observation:
             snapshots[:, k : k + self._n_observation] = flatten_many(obs, count)
             k += self._n_observation
@@ -361,6 +377,23 @@ class MetricSet:
                         snapshots[i, k] = _number(values[i])
             k += 1
         return snapshots
+
+    def _read_pack(
+        self,
+        snapshots: NDArray[np.float64],
+        obs: Any,
+        infos: Mapping[str, Any],
+        envs: Sequence[Any],
+        where: list[int],
+    ) -> None:
+        k = self._n_pack
+        if self._deferred:
+            snapshots[:, :k] = obs
+        elif self._extract_batch is not None:
+            snapshots[where, :k] = self._extract_batch(_element(obs, where))
+        elif self.pack is not None:
+            for i in where:
+                snapshots[i, :k] = self.pack.extract(_element(obs, i), info_of(infos, i), envs[i])
 
     # -- rows -----------------------------------------------------------------------------------
 
@@ -388,22 +421,21 @@ class MetricSet:
             truncated: whether the step met a time limit.
             t: step within the episode.
         """
-        if self._deferred:
-            row[..., -self._deferred :] = now[..., : self._deferred]
-            row[..., -self._deferred - 1] = 1.0
-        row[..., self._now_to] = now[..., self._now_from]
+        if self._has_now:
+            row[..., self._now_to] = now[..., self._now_from]
         if self.needs_next:
             row[..., self._later_to] = np.nan if later is None else later[..., self._later_from]
+        if self._deferred:
+            self._keep_raw(row, now, action, (reward, terminated, truncated, t))
+            return
         if self._clock is not None:
             row[..., self._clock] = t * self._tick
         if self._has_action and action is not None:
-            if self._measure_action is not None:
-                actions = np.asarray(action)
-                measured = self._measure_action(actions if row.ndim == 2 else actions[None])
-                flat = measured if row.ndim == 2 else measured[0]
-            else:
-                flat = flatten(action) if row.ndim == 1 else flatten_many(action, len(row))
-            row[..., self._action_to] = flat[..., self._action_from]
+            one = row.ndim == 1
+            measured = self._actions(
+                flatten(action)[None] if one else flatten_many(action, len(row))
+            )
+            row[..., self._action_to] = measured[0] if one else measured
         if self._reward is not None:
             row[..., self._reward] = np.nan if reward is None else reward
         if self._terminated is not None:
@@ -411,21 +443,80 @@ class MetricSet:
         if self._truncated is not None:
             row[..., self._truncated] = truncated
 
+    def _keep_raw(
+        self,
+        row: NDArray[np.float64],
+        now: NDArray[np.float64],
+        action: Any,
+        came: tuple[Any, Any, Any, Any],
+    ) -> None:
+        reward, terminated, truncated, t = came
+        if reward is None:
+            reward = np.nan
+        mark = self._mark
+        if row.ndim == 1:
+            if self._n_pack:
+                row[self._raw] = now[: self._n_pack]
+            row[self._raw_action] = np.nan if action is None else action
+            row[mark] = 1.0
+            row[mark + 1] = reward
+            row[mark + 2] = terminated
+            row[mark + 3] = truncated
+            row[mark + 4] = t
+            return
+        row[:, self._raw] = now[:, : self._n_pack]
+        if action is None:
+            row[:, self._raw_action] = np.nan
+        else:
+            row[:, self._raw_action] = np.asarray(action, np.float64).reshape(len(row), -1)
+        row[:, mark] = 1.0
+        for column, value in enumerate((reward, terminated, truncated, t), start=mark + 1):
+            row[:, column] = value
+
+    def _actions(self, actions: NDArray[Any]) -> NDArray[np.float64]:
+        """Action columns of actions [n, A]; NaN where there was none."""
+        none = np.isnan(actions[:, 0].astype(np.float64))
+        if self._measure_action is not None:
+            known = np.where(none[:, None], 0, actions)
+            given = known if self._continuous else known[:, 0].astype(np.int64)
+            measured = np.array(self._measure_action(given), np.float64)
+        else:
+            measured = actions.astype(np.float64)
+        measured[none] = np.nan
+        return measured[:, self._action_from]
+
     def finish(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
         """Metrics [n, M] of rows [n, row_width]: what was deferred is computed, the rest is kept.
 
         Rows without the mark (whole rows that the caller gave) are left as they are.
         """
-        if not self._deferred or self._extract_batch is None:
+        if not self._deferred:
             return rows
         metrics = np.ascontiguousarray(rows[:, : len(self.specs)])
-        marked = rows[:, -self._deferred - 1] == 1.0
-        if marked.any():
-            values = np.asarray(self._extract_batch(rows[marked, -self._deferred :]))
-            metrics[np.flatnonzero(marked)[:, None], _indices(self._deferred_to)] = values[
-                :, self._deferred_from
-            ]
+        marked = rows[:, self._mark] == 1.0
+        if marked.all():
+            self._compute(metrics, rows)
+        elif marked.any():
+            part = metrics[marked]
+            self._compute(part, rows[marked])
+            metrics[marked] = part
         return metrics
+
+    def _compute(self, metrics: NDArray[np.float64], rows: NDArray[np.float64]) -> None:
+        obs, mark = rows[:, self._raw], self._mark
+        if self._extract_batch is not None:
+            metrics[:, self._pack_to] = np.asarray(self._extract_batch(obs))[:, self._pack_from]
+        if self._n_pack:
+            metrics[:, self._parts_to] = obs[:, self._parts_from]
+        if self._has_action:
+            metrics[:, self._action_to] = self._actions(rows[:, self._raw_action])
+        for column, source in (
+            (self._reward, mark + 1), (self._terminated, mark + 2), (self._truncated, mark + 3),
+        ):  # fmt: skip
+            if column is not None:
+                metrics[:, column] = rows[:, source]
+        if self._clock is not None:
+            metrics[:, self._clock] = rows[:, mark + 4] * self._tick
 
     def whole(self, row: NDArray[np.float64]) -> NDArray[np.float64]:
         """A row [M] (or rows [n, M]) that the caller gave, as wide as rows are on their way."""
@@ -461,10 +552,6 @@ def _pairs(pairs: Sequence[tuple[int, int]]) -> tuple[Any, Any]:
     ):
         return slice(to[0], to[0] + len(to)), slice(source[0], source[0] + len(source))
     return np.array(to, np.intp), np.array(source, np.intp)
-
-
-def _indices(where: Any) -> Any:
-    return np.arange(where.start, where.stop) if isinstance(where, slice) else where
 
 
 def _number(value: Any) -> float:

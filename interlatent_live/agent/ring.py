@@ -178,6 +178,7 @@ class Ring:
         "wants_y",
         "x",
         "y",
+        "y_every",
     )
 
     def __init__(
@@ -204,6 +205,7 @@ class Ring:
         self.slot = 0
         self.next_seq = first_seq
         self.wants_y = layout.y_every > 0
+        self.y_every = layout.y_every
         self.tail = 0
         self._expected = first_seq
         self.lost = 0
@@ -220,14 +222,14 @@ class Ring:
         head = self.head + 1
         slot += 1
         self.slot = 0 if slot == self.capacity else slot
-        y_every = self.layout.y_every
+        y_every = self.y_every
         self.wants_y = y_every > 0 and head % y_every == 0
         # Last: from here on a reader may copy the block, and the next slot is the writer's.
         self.head = head
 
     def y_slot(self, block: int) -> int:
         """Index into the y columns for a block that samples y."""
-        return (block % self.capacity) // self.layout.y_every
+        return (block % self.capacity) // self.y_every
 
     # -- reader ---------------------------------------------------------------------------------
 

@@ -9,11 +9,11 @@ says so.
 from __future__ import annotations
 
 import logging
-import os
-import threading
 import uuid
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from os import getpid
+from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 import numpy as np
@@ -102,11 +102,13 @@ class Tap:
             self.options, self.gate, self.points, self.metrics.row_width, self._opened
         )
         self._feed: Feed | None = None
-        self._pid = os.getpid()
+        self._pid = getpid()
         self._on_close: list[Callable[[], None]] = []
         self._closed = False
         self._info: Mapping[str, Any] = {}
         self._thread_told = False
+        self._row_width = self.metrics.row_width
+        self._silent_after = self.options.silent_after
         self._row = np.full(self.metrics.row_width, np.nan)
         self._rows = self._row[None]
         if env is not None:
@@ -184,7 +186,7 @@ class Tap:
 
     def move_to_this_thread(self) -> None:
         """From now on this thread acts and steps (the first to step is taken for it otherwise)."""
-        self.gate.thread = threading.get_ident()
+        self.gate.thread = get_ident()
 
     # -- stepping -------------------------------------------------------------------------------
 
@@ -231,7 +233,7 @@ class Tap:
                     metrics,
                     _Step(obs, action, reward, terminated, truncated, info or {}, next_obs, env),
                 )
-                self._complete(row, terminated, truncated, controller)
+                self.complete(row, terminated, truncated, controller)
         except BlockedError:
             raise
         except Exception as error:  # noqa: BLE001  a bug of ours must never reach the agent
@@ -249,13 +251,22 @@ class Tap:
         Raises:
             UserError: as :meth:`step`.
         """
+        gate = self.gate
         try:
-            if self._may_write():
-                self._complete(row, terminated, truncated, controller)
+            # The usual case in one look; each call not made counts where caches are cold.
+            if (
+                gate.thread == get_ident() and getpid() == self._pid and not self._closed
+            ) or self._may_write():
+                if row.shape[-1] != self._row_width:
+                    row = self.metrics.whole(row)
+                writer = self._writer
+                writer.complete(row, terminated, truncated, controller)
+                if writer.calls == self._silent_after:
+                    self._report_silence()
         except BlockedError:
             raise
         except Exception as error:  # noqa: BLE001  as in step
-            self.gate.fault(error)
+            gate.fault(error)
 
     def publish(
         self,
@@ -380,7 +391,7 @@ class Tap:
         self.gate.recording = False
         for action in self._on_close:
             action()
-        if os.getpid() != self._pid:
+        if getpid() != self._pid:
             return
         self._writer.open()
         if self._feed is not None:
@@ -398,13 +409,13 @@ class Tap:
         """Whether this call may write: same process, same thread, still open."""
         if self._closed:
             return False
-        if os.getpid() != self._pid:
+        if getpid() != self._pid:
             # A forked child has a copy of the ring and no sender; it must stay inert.
             self.gate.recording = False
             self._closed = True
             return False
         gate = self.gate
-        thread = threading.get_ident()
+        thread = get_ident()
         if gate.thread is None:
             gate.thread = thread
         return gate.thread == thread or self._refuse_thread()
@@ -423,21 +434,14 @@ class Tap:
             logger.error(sentence)
         return False
 
-    def _complete(
-        self, row: NDArray[np.float64], terminated: Any, truncated: Any, controller: Any
-    ) -> None:
-        writer = self._writer
-        if row.shape[-1] != self.metrics.row_width:
-            row = self.metrics.whole(row)
-        writer.complete(row, terminated, truncated, controller)
-        if writer.calls == self.options.silent_after:
-            for point in self._silent():
-                logger.warning(
-                    "hook point %r stayed silent for %d steps: %s",
-                    point.name,
-                    writer.calls,
-                    point.silence(self.gate.envs),
-                )
+    def _report_silence(self) -> None:
+        for point in self._silent():
+            logger.warning(
+                "hook point %r stayed silent for %d steps: %s",
+                point.name,
+                self._writer.calls,
+                point.silence(self.gate.envs),
+            )
 
     def _silent(self) -> list[Point]:
         if self._writer.calls < self.options.silent_after:

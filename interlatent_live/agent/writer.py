@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from time import time_ns
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
@@ -110,6 +111,7 @@ class StepWriter:
             )
         self.envs = envs
         self.clock = EpisodeClock(n, autoreset)
+        self._one = n == 1
         self._gate.envs = n
         self._gate.index = None if envs == tuple(range(n)) else np.array(envs, np.intp)
 
@@ -126,7 +128,7 @@ class StepWriter:
         ring = self.ring
         if ring is None:
             self._keep(row, terminated, truncated, controller)
-        elif self.clock.n == 1:
+        elif self._one:
             self._write_one(ring, row, terminated, truncated, controller)
         else:
             self._write_many(ring, row, terminated, truncated, controller)
@@ -138,9 +140,13 @@ class StepWriter:
     ) -> None:
         gate, clock = self._gate, self.clock
         flags = (TERMINATED if terminated else 0) | (TRUNCATED if truncated else 0)
+        t, episode = clock.one_t, clock.one_episode
+        if flags:
+            clock.one_t, clock.one_episode = 0, episode + 1
+        else:
+            clock.one_t = t + 1
         recording = gate.recording
         if recording or flags:
-            ended = flags != 0
             if not recording or self._lacks_activations(ring, gate.block):
                 flags |= _SILENT
             if self.lane is not None:
@@ -149,12 +155,10 @@ class StepWriter:
             ring.metrics[slot, 0] = row
             FACTS_STRUCT.pack_into(
                 ring.facts_bytes, slot * _FACTS_BYTES,
-                time.time_ns(), clock.one_episode, clock.one_t, 0, int(controller), flags, 1,
+                time_ns(), episode, t, 0, int(controller), flags, 1,
             )  # fmt: skip
-            clock.count_one(ended=ended)
             self._commit(ring, 1)
         else:
-            clock.count_one(ended=False)
             self.sampled_out += 1
         if self._options.step_every > 1:
             self._sample()
@@ -179,7 +183,7 @@ class StepWriter:
             silent = not gate.recording or self._lacks_activations(ring, gate.block)
             if self.lane is not None:
                 self.lane.flush(gate)
-            self._fill(ring, rows, at, controller, keep, time_ns=time.time_ns(), silent=silent)
+            self._fill(ring, rows, at, controller, keep, at_ns=time_ns(), silent=silent)
             self._commit(ring, count)
         if self._options.step_every > 1:
             self._sample()
@@ -192,13 +196,13 @@ class StepWriter:
         controller: ArrayLike,
         keep: NDArray[np.bool_],
         *,
-        time_ns: int,
+        at_ns: int,
         silent: bool,
     ) -> None:
         index = self._gate.index
         flags = at.flags | np.uint8(_SILENT) if silent else at.flags
         facts = ring.facts[ring.slot]
-        facts["time_ns"] = time_ns
+        facts["time_ns"] = at_ns
         facts["env"] = self.envs
         facts["valid"] = keep
         if index is None:
@@ -269,7 +273,7 @@ class StepWriter:
                 np.array(row, np.float64).reshape(n, -1),
                 self.clock.advance(terminated, truncated),
                 np.broadcast_to(np.asarray(controller, np.uint8), (n,)).copy(),
-                time.time_ns(),
+                time_ns(),
                 {
                     point.name: (point.staged_x, point.staged_y)
                     for point in self._points.values()
@@ -327,6 +331,6 @@ class StepWriter:
         keep = at.valid if gate.index is None else at.valid[gate.index]
         if keep.any():
             self._fill(
-                ring, early.rows, at, early.controller, keep, time_ns=early.time_ns, silent=silent
+                ring, early.rows, at, early.controller, keep, at_ns=early.time_ns, silent=silent
             )
             self._commit(ring, int(np.count_nonzero(keep)))
