@@ -12,6 +12,7 @@ from typing import Final
 BENCHES: Final[dict[str, str]] = {
     "calibration": "interlatent_live.bench.calibration:run",
     "correlator": "interlatent_live.bench.correlator:run",
+    "encoder": "interlatent_live.bench.encoder:run",
     "explainer": "interlatent_live.bench.explainer:run",
     "hook": "interlatent_live.bench.hook:run",
     "pipeline": "interlatent_live.bench.pipeline:run",

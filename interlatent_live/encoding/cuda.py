@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -25,9 +25,11 @@ from interlatent_live.encoding.launch_plan import (
     Precision,
     Selection,
     Shape,
+    Way,
     buckets,
     choose_selection,
     largest_bucket,
+    may_mark,
     plan_launch,
     power_of_two,
 )
@@ -38,13 +40,16 @@ from interlatent_live.encoding.launches import (
     encode_rows,
     pack_rows,
 )
+from interlatent_live.encoding.lower_bound import LowerBound
 from interlatent_live.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
-ZERO_COPY_BYTES: Final = 16 << 10
-"""Rows up to this size are read by the kernel across the bus; a copy of its own costs more."""
+BOUND_STEP: Final = 0.02
+"""Relative change of the learned bound that is worth telling the device."""
 
 
 class CudaBackend:
@@ -57,6 +62,8 @@ class CudaBackend:
         max_rows: most rows of one launch; larger batches are cut.
         workspace_bytes: device memory of one slot, for pre-activations and results.
         slots: launches in flight.
+        warm_rows: row counts whose launches are compiled and captured when a transcoder is
+            prepared; ``None`` for all, so that no live batch ever waits for a compiler.
         limit_bytes: bound on all device memory taken, weights included; ``None`` for what the
             device has.
 
@@ -72,6 +79,7 @@ class CudaBackend:
         max_rows: int = 1024,
         workspace_bytes: int = 256 << 20,
         slots: int = 2,
+        warm_rows: Sequence[int] | None = None,
         limit_bytes: int | None = None,
     ) -> None:
         if not torch.cuda.is_available():
@@ -80,15 +88,16 @@ class CudaBackend:
         self.precision: Final = precision
         self.max_rows: Final = max_rows
         self.limit_bytes: Final = limit_bytes
+        self.warm_rows: Final = None if warm_rows is None else tuple(warm_rows)
         self._weight_bytes = 0
-        self.host_slot_bytes: Final = max(16 << 20, workspace_bytes // 4)
+        self._host_bytes = max(16 << 20, workspace_bytes // 4)
         if limit_bytes is not None and slots * workspace_bytes > limit_bytes:
             raise UserError(
                 f"{slots} slots of {workspace_bytes} bytes exceed the limit of {limit_bytes} bytes "
                 "of device memory; lower workspace_bytes or raise the limit"
             )
-        self._slots = deque(
-            _Slot.open(self.device, workspace_bytes, self.host_slot_bytes) for _ in range(slots)
+        self.slots: Final = deque(
+            _Slot.open(self.device, workspace_bytes, self._host_bytes) for _ in range(slots)
         )
         self._workspace_bytes = workspace_bytes
 
@@ -100,10 +109,10 @@ class CudaBackend:
     @property
     def device_bytes(self) -> int:
         """Device memory taken: arenas and weights."""
-        return len(self._slots) * self._workspace_bytes + self._weight_bytes
+        return len(self.slots) * self._workspace_bytes + self._weight_bytes
 
     def prepare(self, weights: EncoderWeights) -> CudaEncoder:
-        """Upload the weights and capture the launches of every bucket.
+        """Upload the weights and capture the launches of ``warm_rows``.
 
         Raises:
             UserError: when the device memory limit, the workspace or the selection cannot hold
@@ -111,7 +120,7 @@ class CudaBackend:
         """
         shape = Shape(weights.d_in, weights.n_features, self.precision)
         selection = choose_selection(shape, weights.k)
-        most = self._largest(shape, selection)
+        most = self.most_rows(shape, selection)
         need = shape.padded * (shape.d_in * self.precision.itemsize + 8)
         if self.limit_bytes is not None and self.device_bytes + need > self.limit_bytes:
             raise UserError(
@@ -130,25 +139,27 @@ class CudaBackend:
         encoder.warm_up()
         return encoder
 
-    def _largest(self, shape: Shape, selection: Selection) -> int:
+    def most_rows(self, shape: Shape, selection: Selection) -> int:
+        """Rows of the largest launch whose buffers fit a slot."""
         return largest_bucket(
             shape,
             selection,
             max_rows=self.max_rows,
             device_bytes=self._workspace_bytes,
-            host_bytes=self.host_slot_bytes,
+            host_bytes=self._host_bytes,
         )
 
-    def _free_slot(self) -> _Slot:
+    def free_slot(self) -> _Slot:
         """The slot that has been busy longest, finished."""
-        slot = self._slots[0]
-        self._slots.rotate(-1)
+        slot = self.slots[0]
+        self.slots.rotate(-1)
         if slot.launch is not None:
             slot.launch.finish()
         return slot
 
-    def _release(self, weights: DeviceWeights) -> None:
-        for slot in self._slots:
+    def release(self, weights: DeviceWeights) -> None:
+        """Finish what is in flight, and count the weights' memory as free."""
+        for slot in self.slots:
             if slot.launch is not None:
                 slot.launch.finish()
         self._weight_bytes -= weights.n_bytes
@@ -181,10 +192,17 @@ class _Slot:
         )
 
 
+class _Key(NamedTuple):
+    slot: int
+    rows: int
+    way: Way
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class _Captured:
     """One plan on one slot: its graph, and its staging as NumPy sees it."""
 
+    plan: LaunchPlan
     graph: torch.cuda.CUDAGraph
     x: NDArray[np.float32]
     count: NDArray[np.int32]
@@ -201,23 +219,25 @@ class _Launch:
     slot: _Slot
     captured: _Captured
     rows: int
-    capacity: int
     result: EncodedRows | None = None
 
     def finish(self) -> EncodedRows:
         if self.result is None:
             self.slot.done.synchronize()
-            self.result = self._read()
+            self.result = self.encoder.read(self)
             self.slot.launch = None
         return self.result
 
-    def _read(self) -> EncodedRows:
+    def finish_now(self) -> EncodedRows:
+        """Finish a launch that repeats the one its slot is busy with."""
+        self.slot.done.synchronize()
+        return self.encoder.read(self)
+
+    def counts(self) -> NDArray[np.int32]:
+        return self.captured.count[: self.rows]
+
+    def copy(self) -> EncodedRows:
         captured = self.captured
-        fullest = int(captured.count[: self.rows].max())
-        if fullest > self.capacity:
-            return self.encoder.encode_with_more_room(
-                captured.x[: self.rows].copy(), fullest, self.slot
-            )
         indptr = captured.indptr[: self.rows + 1].copy()
         total = int(indptr[-1])
         return EncodedRows(indptr, captured.index[:total].copy(), captured.value[:total].copy())
@@ -247,7 +267,11 @@ class CudaPending:
 
 @dataclass(slots=True, eq=False)
 class CudaEncoder:
-    """One transcoder's weights on the device. ``grown`` counts batches that needed more room."""
+    """One transcoder's weights on the device.
+
+    ``grown`` counts launches whose rows had more features on than there was room for, and
+    ``bound.misses`` those whose learned bound failed; both were encoded again, exactly.
+    """
 
     backend: CudaBackend
     shape: Shape
@@ -255,7 +279,10 @@ class CudaEncoder:
     weights: DeviceWeights | None
     max_rows: int
     grown: int = 0
-    _captured: dict[tuple[int, int], _Captured] = field(default_factory=dict)
+    bound: LowerBound = field(default_factory=LowerBound)
+    _captured: dict[_Key, _Captured] = field(default_factory=dict)
+    _bounds: dict[int, tuple[torch.Tensor, float]] = field(default_factory=dict)
+    """By slot: what launches there read, and its value."""
 
     @property
     def d_in(self) -> int:
@@ -282,83 +309,128 @@ class CudaEncoder:
             MismatchError: when x has another width.
         """
         check_rows(x, self.d_in)
-        launches = [
-            self._launch(x[start : start + self.max_rows])
-            for start in range(0, len(x), self.max_rows)
-        ]
+        launches = []
+        for start in range(0, len(x), self.max_rows):
+            slot = self.backend.free_slot()
+            slot.launch = self._start(slot, x[start : start + self.max_rows])
+            launches.append(slot.launch)
         return CudaPending(launches)
 
     def close(self) -> None:
         """Give the weights' memory back, after what is in flight."""
         if self.weights is not None:
-            self.backend._release(self.weights)  # noqa: SLF001  # one room, one owner
+            self.backend.release(self.weights)
             self._captured.clear()
+            self._bounds.clear()
             self.weights = None
 
     def warm_up(self) -> None:
-        """Compile the kernels and capture the launches of every bucket on every slot."""
-        for slot in self.backend._slots:  # noqa: SLF001  # one room, one owner
+        """Compile the kernels and capture the launches of the backend's ``warm_rows``."""
+        for slot in self.backend.slots:
             if slot.launch is not None:
                 slot.launch.finish()
-            for rows in buckets(self.max_rows):
-                self._graph(slot, rows)
+            wanted = self.backend.warm_rows
+            for rows in buckets(self.max_rows) if wanted is None else map(self._bucket, wanted):
+                self._graph(slot, rows, self._sure_way())
+                if may_mark(self.shape, rows, self.selection):
+                    self._graph(slot, rows, Way.MARKED)
 
-    def encode_with_more_room(
-        self, x: NDArray[np.float32], fullest: int, slot: _Slot
-    ) -> EncodedRows:
-        """Encode rows again that had more features on than there was room for; remember the room.
+    def read(self, launch: _Launch) -> EncodedRows:
+        """The rows of a launch that has ended; encodes them again when they did not come whole."""
+        counts = launch.counts()
+        k = self.selection.k
+        if k is None:
+            fullest = int(counts.max())
+            if fullest <= launch.captured.plan.selection.capacity:
+                return launch.copy()
+            return self._encode_with_more_room(launch, fullest)
+        if launch.captured.plan.way is Way.MARKED:
+            if counts.min() < k or counts.max() > launch.captured.plan.selection.room:
+                self.bound.miss()
+                again = self._start(launch.slot, self._rows_of(launch), self._sure_way())
+                return again.finish_now()
+            self.bound.hit()
+        result = launch.copy()
+        if may_mark(self.shape, launch.captured.plan.rows, self.selection):
+            whole = len(result.index) == k * launch.rows
+            least = result.value.reshape(-1, k).min(axis=1).min() if whole else 0.0
+            self.bound.saw(float(least), launch.rows)
+        return result
 
-        The results are the same numbers: only the room differs.
-        """
+    def _sure_way(self) -> Way:
+        return Way.MARKED if self.selection.k is None else Way.PEAKED
+
+    def _encode_with_more_room(self, launch: _Launch, fullest: int) -> EncodedRows:
+        """The same numbers, where there is room for all of them; the room is remembered."""
         self.grown += 1
-        room = min(power_of_two(fullest), self.shape.n_features)
-        if room > self.selection.capacity:
-            selection = choose_selection(self.shape, None, room)
-            self.max_rows = self.backend._largest(self.shape, selection)  # noqa: SLF001
-            self.selection = selection
+        x = self._rows_of(launch)
+        if fullest > self.selection.capacity:
+            self.selection = choose_selection(self.shape, None, power_of_two(fullest))
+            self.max_rows = self.backend.most_rows(self.shape, self.selection)
             self._captured.clear()
-        parts = []
-        for start in range(0, len(x), self.max_rows):
-            launch = self._start(slot, x[start : start + self.max_rows])
-            parts.append(launch.finish())
-        return EncodedRows.concatenate(parts)
+        return EncodedRows.concatenate(
+            [
+                self._start(launch.slot, x[start : start + self.max_rows]).finish_now()
+                for start in range(0, len(x), self.max_rows)
+            ]
+        )
 
-    def _launch(self, x: NDArray[np.floating]) -> _Launch:
-        slot = self.backend._free_slot()  # noqa: SLF001  # one room, one owner
-        launch = self._start(slot, x)
-        slot.launch = launch
-        return launch
+    def _bucket(self, rows: int) -> int:
+        return next((size for size in buckets(self.max_rows) if size >= rows), self.max_rows)
 
-    def _start(self, slot: _Slot, x: NDArray[np.floating]) -> _Launch:
-        rows = next(size for size in buckets(self.max_rows) if size >= len(x))
-        captured = self._graph(slot, rows)
+    def _rows_of(self, launch: _Launch) -> NDArray[np.float32]:
+        return launch.captured.x[: launch.rows].copy()
+
+    def _start(self, slot: _Slot, x: NDArray[np.floating], way: Way | None = None) -> _Launch:
+        rows = self._bucket(len(x))
+        bound = 0.0
+        if way is None:
+            way = self._sure_way()
+            if may_mark(self.shape, rows, self.selection):
+                bound = self.bound.value
+                way = Way.MARKED if bound > 0 else way
+        captured = self._graph(slot, rows, way)
         np.copyto(captured.x[: len(x)], x, casting="same_kind")
         with torch.cuda.stream(slot.stream):
+            if bound > 0:
+                self._tell_bound(slot, bound)
             captured.graph.replay()
             slot.done.record()
-        return _Launch(self, slot, captured, len(x), self.selection.capacity)
+        return _Launch(self, slot, captured, len(x))
 
-    def _graph(self, slot: _Slot, rows: int) -> _Captured:
-        key = (id(slot), rows)
+    def _tell_bound(self, slot: _Slot, bound: float) -> None:
+        """Change the bound that this slot's launches read, on its stream: never under a launch."""
+        tensor, told = self._bounds[id(slot)]
+        if abs(bound - told) > BOUND_STEP * told:
+            tensor.fill_(bound)
+            self._bounds[id(slot)] = (tensor, bound)
+
+    def _graph(self, slot: _Slot, rows: int, way: Way) -> _Captured:
+        key = _Key(id(slot), rows, way)
         captured = self._captured.get(key)
         if captured is None:
-            captured = self._captured[key] = self._capture(slot, rows)
+            captured = self._captured[key] = self._capture(slot, rows, way)
         return captured
 
-    def _capture(self, slot: _Slot, rows: int) -> _Captured:
+    def _capture(self, slot: _Slot, rows: int, way: Way) -> _Captured:
         if self.weights is None:
             raise UserError("this encoder was closed; prepare the transcoder again")
-        plan = plan_launch(self.shape, rows, self.selection)
+        plan = plan_launch(self.shape, rows, self.selection, way)
         scratch = Scratch.carve(slot.device_arena, plan)
         staging = Staging.carve(slot.host_arena, plan)
+        if id(slot) not in self._bounds:
+            self._bounds[id(slot)] = (torch.zeros(1, device=self.backend.device), 0.0)
+        bound, _ = self._bounds[id(slot)]
+        torch.cuda.synchronize(self.backend.device)
         with torch.cuda.stream(slot.stream):
-            issue(plan, self.weights, scratch, staging)  # compiles what is new
+            issue(plan, self.weights, bound, scratch, staging)  # compiles what is new
         slot.stream.synchronize()
         graph = torch.cuda.CUDAGraph()
         # Thread-local: other threads of the process may use the device meanwhile.
         with torch.cuda.graph(graph, stream=slot.stream, capture_error_mode="thread_local"):
-            issue(plan, self.weights, scratch, staging)
+            issue(plan, self.weights, bound, scratch, staging)
         return _Captured(
+            plan,
             graph,
             staging.x.numpy(),
             staging.count.numpy(),
@@ -368,14 +440,18 @@ class CudaEncoder:
         )
 
 
-def issue(plan: LaunchPlan, weights: DeviceWeights, scratch: Scratch, staging: Staging) -> None:
+def issue(
+    plan: LaunchPlan,
+    weights: DeviceWeights,
+    bound: torch.Tensor,
+    scratch: Scratch,
+    staging: Staging,
+) -> None:
     """Everything from staged rows to the staged result, on the current stream."""
-    x = staging.x
-    if x.numel() * x.element_size() > ZERO_COPY_BYTES:
-        scratch.x.copy_(x, non_blocking=True)
-        x = scratch.x
-        if plan.cast_first:
-            scratch.x_cast.copy_(x)
-            x = scratch.x_cast
-    encode_rows(plan, weights, x, scratch)
+    scratch.x.copy_(staging.x, non_blocking=True)
+    x = scratch.x
+    if plan.cast_first:
+        scratch.x_cast.copy_(x)
+        x = scratch.x_cast
+    encode_rows(plan, weights, x, bound, scratch)
     pack_rows(plan, scratch, staging)

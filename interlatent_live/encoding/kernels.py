@@ -2,19 +2,20 @@
 
 What makes encoders slow on a GPU is not the product but the selection: a general top-k or nonzero
 reads every pre-activation several times. Here the product's epilogue, which has each pre-activation
-in registers anyway, also writes the maximum of every group of neighbouring features. One warp per
-row then reads only those maxima, picks the few groups that can hold a selected feature, and reads
-nothing but them:
+in registers anyway, does the first and larger part of the selecting, in one of two ways:
 
-* TopK: the k groups with the largest maxima hold the k largest entries (any entry of another group
-  is at most that group's maximum, and the k chosen groups each hold an entry at least as large),
-  so the choice among ``k × group`` candidates is exact, whatever the data. No bound is guessed, so
-  none can fail.
-* Thresholds: a group whose maximum is not above its thresholds is neither written nor read.
+* *marked*: one bit per feature says whether it is above a cut, and only what is above is written.
+  A warp per row then reads the bits and the few values they name. For thresholds the cut is the
+  threshold. For TopK it is a lower bound on the k-th largest entry, learned from earlier rows: a
+  row with at least k bits holds its k largest, and a row with fewer is noticed and encoded the
+  other way.
+* *peaked*: every pre-activation is written, with the maximum of every group of neighbours. The k
+  groups with the largest maxima hold the k largest entries (any other entry is at most its own
+  group's maximum, and each of the k groups holds an entry at least as large), so a warp per row
+  reads the maxima and k groups, whatever the data. Narrow rows are read whole.
 
 Order statistics come from bisection over the bit patterns of positive floats, which order like
-integers; compaction from a prefix sum, so that indices leave in ascending order without a sort.
-Rows narrow enough are read whole and have no maxima.
+integers; compaction from prefix sums, so that indices leave in ascending order without a sort.
 
 Importing this module needs Triton; ``TRITON_INTERPRET=1`` runs it on a CPU.
 """
@@ -31,83 +32,155 @@ import triton.language as tl
 
 
 @triton.jit
-def project_kernel(
+def _tile_of(pid, tiles_m, tiles_n: tl.constexpr, BAND: tl.constexpr):
+    """Which tile a program makes: BAND row tiles are walked before the next column tile.
+
+    Neighbouring programs then share columns of W in cache.
+    """
+    per_band = BAND * tiles_n
+    first = (pid // per_band) * BAND
+    band = tl.minimum(tiles_m - first, BAND)
+    return first + (pid % per_band) % band, (pid % per_band) // band
+
+
+@triton.jit
+def _product(
     x_ptr,
     w_ptr,
-    b_ptr,
-    cut_ptr,
-    pre_ptr,
-    peak_ptr,
+    tile_m,
+    tile_n,
     rows,
     D: tl.constexpr,
     F: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
-    SWIZZLE: tl.constexpr,
-    GROUP: tl.constexpr,
-    SKIP_COLD: tl.constexpr,
     PRECISION: tl.constexpr,
+    BULK: tl.constexpr,
 ):
-    """``v = p where p = x W + b > cut, else 0``; and the maximum of v over each group.
+    """float32 [BLOCK_M, BLOCK_N] of x W.
+
+    With BULK x_ptr and w_ptr are tensor descriptors for the copy engine, which fills in zeros
+    beyond the edges; otherwise pointers, with masks only where a tile may reach beyond an edge.
+    """
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    if BULK:
+        for start in range(0, D, BLOCK_K):
+            x = x_ptr.load([tile_m * BLOCK_M, start])
+            w = w_ptr.load([start, tile_n * BLOCK_N])
+            acc = tl.dot(x, w, acc, input_precision=PRECISION)
+    else:
+        offs_m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+        offs_n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+        offs_k = tl.arange(0, BLOCK_K)
+        inside = offs_m < rows
+        x_at = x_ptr + offs_m[:, None] * D + offs_k[None, :]
+        w_at = w_ptr + offs_k[:, None] * F + offs_n[None, :]
+        for start in range(0, D, BLOCK_K):
+            if D % BLOCK_K != 0:
+                in_d = start + offs_k < D
+                x = tl.load(x_at, mask=inside[:, None] & in_d[None, :], other=0.0)
+                w = tl.load(w_at, mask=in_d[:, None], other=0.0)
+            elif BLOCK_M <= 32:
+                x = tl.load(x_at, mask=inside[:, None], other=0.0)
+                w = tl.load(w_at)
+            else:  # x is allocated in whole tiles; rows beyond the batch hold anything
+                x = tl.load(x_at)
+                w = tl.load(w_at)
+            acc = tl.dot(x.to(w.dtype), w, acc, input_precision=PRECISION)
+            x_at += BLOCK_K
+            w_at += BLOCK_K * F
+    return acc
+
+
+@triton.jit
+def mark_kernel(
+    x_ptr,
+    w_ptr,
+    b_ptr,
+    cut_ptr,
+    bound_ptr,
+    pre_ptr,
+    word_ptr,
+    rows,
+    D: tl.constexpr,
+    F: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BAND: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BULK: tl.constexpr,
+    SCATTER: tl.constexpr,
+    CHAINED: tl.constexpr,
+):
+    """Mark and write every pre-activation ``p = x W + b`` above its feature's cut and the bound.
 
     Args:
-        x_ptr: [≥ rows rounded up to BLOCK_M, D], any float type; cast to W's.
-        w_ptr: [D, F].
+        x_ptr: [≥ rows rounded up to BLOCK_M, D], any float type; cast to W's. With BULK a
+            descriptor of W's type.
+        w_ptr: [D, F], or its descriptor; F is a multiple of BLOCK_N.
         b_ptr: float32 [F].
         cut_ptr: float32 [F] ≥ 0; 0 where TopK selects.
-        pre_ptr: float32 [rows, F], v; with SKIP_COLD only groups that hold a v > 0 are written.
-        peak_ptr: float32 [rows, F // GROUP], unused when GROUP is 0.
+        bound_ptr: float32 [1] ≥ 0, for all rows.
+        pre_ptr: float32 [rows, F] of fewer than 2³¹ entries; only what is above is written.
+        word_ptr: int32 [rows, F // 32]: bit j of word i speaks of feature 32 i + j.
         rows: number of rows.
+        SCATTER: write from the registers that hold the product, in PTX; plain Triton, which the
+            interpreter knows, would carry the whole tile through shared memory first.
+        CHAINED: let the selection be launched already; it waits for this kernel's end itself.
     """
-    pid = tl.program_id(0)
-    tiles_m = tl.cdiv(rows, BLOCK_M)
-    tiles_n: tl.constexpr = F // BLOCK_N
-    # Neighbouring programs share columns of W: SWIZZLE row tiles are walked before the next column.
-    per_band = SWIZZLE * tiles_n
-    band = pid // per_band
-    first_m = band * SWIZZLE
-    band_m = tl.minimum(tiles_m - first_m, SWIZZLE)
-    tile_m = first_m + (pid % per_band) % band_m
-    tile_n = (pid % per_band) // band_m
-
+    if CHAINED:
+        tl.extra.cuda.gdc_launch_dependents()
+    tile_m, tile_n = _tile_of(tl.program_id(0), tl.cdiv(rows, BLOCK_M), F // BLOCK_N, BAND)
+    bound = tl.load(bound_ptr)
+    acc = _product(
+        x_ptr, w_ptr, tile_m, tile_n, rows, D, F, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION, BULK
+    )
     offs_m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
-    inside = offs_m < rows
     offs_n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
-    offs_k = tl.arange(0, BLOCK_K)
-    x_at = x_ptr + offs_m[:, None] * D + offs_k[None, :]
-    w_at = w_ptr + offs_k[:, None] * F + offs_n[None, :]
-    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for start in range(0, D, BLOCK_K):
-        if D % BLOCK_K == 0:
-            x = tl.load(x_at, mask=inside[:, None], other=0.0) if BLOCK_M <= 32 else tl.load(x_at)
-            w = tl.load(w_at)
-        else:
-            in_d = start + offs_k < D
-            x = tl.load(x_at, mask=inside[:, None] & in_d[None, :], other=0.0)
-            w = tl.load(w_at, mask=in_d[:, None], other=0.0)
-        acc = tl.dot(x.to(w.dtype), w, acc, input_precision=PRECISION)
-        x_at += BLOCK_K
-        w_at += BLOCK_K * F
     acc += tl.load(b_ptr + offs_n)[None, :]
-    value = tl.where(acc > tl.load(cut_ptr + offs_n)[None, :], acc, 0.0)
-
-    row_at = offs_m.to(tl.int64) * F
-    if GROUP == 0:
-        tl.store(pre_ptr + row_at[:, None] + offs_n[None, :], value, mask=inside[:, None])
+    cut = tl.maximum(tl.load(cut_ptr + offs_n), bound)
+    inside = (offs_m < rows)[:, None]
+    above = (acc > cut[None, :]) & inside
+    words: tl.constexpr = BLOCK_N // 32
+    bit = tl.full((BLOCK_N,), 1, tl.int32) << (offs_n % 32)
+    bits = tl.where(above, tl.broadcast_to(bit[None, :], (BLOCK_M, BLOCK_N)), 0)
+    word = tl.sum(tl.reshape(bits, (BLOCK_M, words, 32)), axis=2)
+    offs_w = tile_n * words + tl.arange(0, words)
+    tl.store(word_ptr + offs_m[:, None] * (F // 32) + offs_w[None, :], word, mask=inside)
+    at = offs_m[:, None] * F + offs_n[None, :]
+    if SCATTER:
+        tl.inline_asm_elementwise(
+            """{
+            .reg .pred above;
+            .reg .b64 to;
+            setp.gt.s32 above, $1, 0;
+            mad.wide.u32 to, $2, 4, $3;
+            @above st.global.b32 [to], $1;
+            mov.b32 $0, 0;
+            }""",
+            "=r,r,r,l",
+            [
+                tl.where(above, acc, 0.0).to(tl.int32, bitcast=True),
+                at,
+                tl.broadcast_to(pre_ptr.to(tl.int64), (BLOCK_M, BLOCK_N)),
+            ],
+            dtype=tl.int32,
+            is_pure=False,
+            pack=1,
+        )
     else:
-        groups: tl.constexpr = BLOCK_N // GROUP
-        grouped = tl.reshape(value, (BLOCK_M, groups, GROUP))
-        peak = tl.max(grouped, axis=2)
-        offs_g = tile_n * groups + tl.arange(0, groups)
-        row_peak_at = offs_m.to(tl.int64) * (F // GROUP)
-        tl.store(peak_ptr + row_peak_at[:, None] + offs_g[None, :], peak, mask=inside[:, None])
-        if SKIP_COLD:
-            at = row_at[:, None, None] + tl.reshape(offs_n, (groups, GROUP))[None, :, :]
-            warm = inside[:, None] & (peak > 0)
-            tl.store(pre_ptr + at, grouped, mask=warm[:, :, None])
-        else:
-            tl.store(pre_ptr + row_at[:, None] + offs_n[None, :], value, mask=inside[:, None])
+        tl.store(pre_ptr + at, acc, mask=above)
+
+
+@triton.jit
+def _population(word):
+    """Number of bits set in each int32, by the classic parallel sum."""
+    word = word - ((word >> 1) & 0x55555555)
+    word = (word & 0x33333333) + ((word >> 2) & 0x33333333)
+    word = (word + (word >> 4)) & 0x0F0F0F0F
+    return ((word * 0x01010101) >> 24) & 0x3F
 
 
 @triton.jit
@@ -115,7 +188,7 @@ def _kth_key(key, low, K: tl.constexpr):
     """Cut t ≥ 1 with ``count(key ≥ t) ≥ K`` and at most K keys above t; 1 if fewer are positive.
 
     ``key`` int32 [N] ≥ 0 are bit patterns of floats; ``low`` ≥ 1 must satisfy the first condition
-    or be 1. The first probes halve the range of values, which parts typical data in about ten
+    or be 1. The first probes halve the range of values, which parts typical data in about eight
     steps; then the range of patterns, which ends in 31 whatever the data.
     """
     high = tl.maximum(tl.max(key, axis=0), low)
@@ -151,6 +224,120 @@ def _keep(key, cut, room: tl.constexpr):
 
 
 @triton.jit
+def collect_kernel(
+    pre_ptr,
+    word_ptr,
+    bound_ptr,
+    column_ptr,
+    index_ptr,
+    value_ptr,
+    count_ptr,
+    F: tl.constexpr,
+    WORDS_WIDTH: tl.constexpr,
+    ROOM: tl.constexpr,
+    CHUNK: tl.constexpr,
+    K: tl.constexpr,
+    CHAINED: tl.constexpr,
+):
+    """Collect one marked row: the K largest, or with K = 0 all of it, ascending by feature.
+
+    WORDS_WIDTH ≥ F // 32 and CHUNK are powers of two. With K > 0, column_ptr is int32 scratch
+    [rows, ROOM], CHUNK is ROOM, and index_ptr, value_ptr are [rows, K]; a row is right when
+    K ≤ count ≤ ROOM, or when count ≤ ROOM and the bound was 0. With K = 0 column_ptr is index_ptr,
+    it and value_ptr are [rows, ROOM], and what exceeds ROOM is not written. ``count`` is how many
+    were marked.
+    """
+    if CHAINED:
+        tl.extra.cuda.gdc_wait()
+    words: tl.constexpr = F // 32
+    row = tl.program_id(0)
+    lane = tl.arange(0, WORDS_WIDTH)
+    word = tl.load(word_ptr + row * words + lane, mask=lane < words, other=0)
+    marked = _population(word)
+    place = row * ROOM + tl.cumsum(marked, axis=0) - marked
+    end = row * ROOM + ROOM
+    found = tl.sum(marked, axis=0)
+    tl.store(count_ptr + row, found)
+    while tl.max((word != 0).to(tl.int32), axis=0) > 0:
+        lowest = word & -word
+        # The exponent of a power of two is the number of its bit; the sign bit's is the same.
+        bit = ((lowest.to(tl.float32).to(tl.int32, bitcast=True) >> 23) & 0xFF) - 127
+        tl.store(column_ptr + place, lane * 32 + bit, mask=(word != 0) & (place < end))
+        word = word & (word - 1)
+        place += 1
+    tl.debug_barrier()  # other lanes read what this one wrote
+
+    at = row.to(tl.int64) * F
+    slot = tl.arange(0, CHUNK)
+    if K == 0:
+        written = tl.minimum(found, ROOM)
+        start = tl.full((), 0, tl.int32)
+        while start < written:
+            there = start + slot < written
+            entry = row * ROOM + start + slot
+            column = tl.load(column_ptr + entry, mask=there, other=0)
+            tl.store(value_ptr + entry, tl.load(pre_ptr + at + column, mask=there), mask=there)
+            start += CHUNK
+    else:
+        there = slot < found
+        column = tl.load(column_ptr + row * ROOM + slot, mask=there, other=0)
+        value = tl.load(pre_ptr + at + column, mask=there, other=0.0)
+        key = value.to(tl.int32, bitcast=True)
+        low = tl.maximum(tl.load(bound_ptr).to(tl.int32, bitcast=True), 1)
+        keep = _keep(key, _kth_key(key, low, K), K)
+        position = tl.cumsum(keep, axis=0) - 1
+        tl.store(index_ptr + row * K + position, column, mask=keep > 0)
+        tl.store(value_ptr + row * K + position, value, mask=keep > 0)
+
+
+@triton.jit
+def peak_kernel(
+    x_ptr,
+    w_ptr,
+    b_ptr,
+    pre_ptr,
+    peak_ptr,
+    rows,
+    D: tl.constexpr,
+    F: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BAND: tl.constexpr,
+    GROUP: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BULK: tl.constexpr,
+    CHAINED: tl.constexpr,
+):
+    """``v = max(x W + b, 0)`` and, unless GROUP is 0, the maximum of v over each group.
+
+    Args:
+        x_ptr, w_ptr, b_ptr: as for :func:`mark_kernel`.
+        pre_ptr: float32 [rows, F], v.
+        peak_ptr: float32 [rows, F // GROUP].
+        rows: number of rows.
+    """
+    if CHAINED:
+        tl.extra.cuda.gdc_launch_dependents()
+    tile_m, tile_n = _tile_of(tl.program_id(0), tl.cdiv(rows, BLOCK_M), F // BLOCK_N, BAND)
+    acc = _product(
+        x_ptr, w_ptr, tile_m, tile_n, rows, D, F, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION, BULK
+    )
+    offs_m = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
+    offs_n = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
+    acc += tl.load(b_ptr + offs_n)[None, :]
+    value = tl.where(acc > 0, acc, 0.0)
+    inside = (offs_m < rows)[:, None]
+    row = offs_m[:, None].to(tl.int64)
+    if GROUP > 0:
+        groups: tl.constexpr = BLOCK_N // GROUP
+        peak = tl.max(tl.reshape(value, (BLOCK_M, groups, GROUP)), axis=2)
+        offs_g = tile_n * groups + tl.arange(0, groups)
+        tl.store(peak_ptr + row * (F // GROUP) + offs_g[None, :], peak, mask=inside)
+    tl.store(pre_ptr + row * F + offs_n[None, :], value, mask=inside)
+
+
+@triton.jit
 def select_whole_kernel(
     pre_ptr,
     index_ptr,
@@ -159,30 +346,27 @@ def select_whole_kernel(
     F: tl.constexpr,
     WIDTH: tl.constexpr,
     K: tl.constexpr,
-    CAPACITY: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):
-    """Select from one row read whole, WIDTH ≥ F a power of two; K = 0 takes every v > 0.
+    """The K largest positive entries of one row read whole, WIDTH ≥ F a power of two.
 
-    Writes at most CAPACITY entries of index_ptr, value_ptr [rows, CAPACITY] and the full count.
+    index_ptr and value_ptr are [rows, K], ascending by feature.
     """
-    row = tl.program_id(0).to(tl.int64)
+    if CHAINED:
+        tl.extra.cuda.gdc_wait()
+    row = tl.program_id(0)
     column = tl.arange(0, WIDTH)
-    value = tl.load(pre_ptr + row * F + column, mask=column < F, other=0.0)
+    value = tl.load(pre_ptr + row.to(tl.int64) * F + column, mask=column < F, other=0.0)
     key = value.to(tl.int32, bitcast=True)
-    if K == 0:
-        keep = (key > 0).to(tl.int32)
-    else:
-        low = tl.full((), 1, tl.int32)
-        keep = _keep(key, _kth_key(key, low, K), K)
+    keep = _keep(key, _kth_key(key, tl.full((), 1, tl.int32), K), K)
     position = tl.cumsum(keep, axis=0) - 1
-    write = (keep > 0) & (position < CAPACITY)
-    tl.store(index_ptr + row * CAPACITY + position, column, mask=write)
-    tl.store(value_ptr + row * CAPACITY + position, value, mask=write)
+    tl.store(index_ptr + row * K + position, column, mask=keep > 0)
+    tl.store(value_ptr + row * K + position, value, mask=keep > 0)
     tl.store(count_ptr + row, tl.sum(keep, axis=0))
 
 
 @triton.jit
-def select_top_kernel(
+def select_peaked_kernel(
     pre_ptr,
     peak_ptr,
     group_ptr,
@@ -194,14 +378,17 @@ def select_top_kernel(
     GROUPS_WIDTH: tl.constexpr,
     K: tl.constexpr,
     K_WIDTH: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):
     """The K largest positive entries of one row, from the K groups with the largest maxima.
 
     GROUPS_WIDTH ≥ F // GROUP and K_WIDTH ≥ K are powers of two; group_ptr is int32 scratch
-    [rows, K_WIDTH].
+    [rows, K_WIDTH]; index_ptr and value_ptr are [rows, K], ascending by feature.
     """
+    if CHAINED:
+        tl.extra.cuda.gdc_wait()
     groups: tl.constexpr = F // GROUP
-    row = tl.program_id(0).to(tl.int64)
+    row = tl.program_id(0)
     group = tl.arange(0, GROUPS_WIDTH)
     peak = tl.load(peak_ptr + row * groups + group, mask=group < groups, other=0.0)
     peak_key = peak.to(tl.int32, bitcast=True)
@@ -216,66 +403,15 @@ def select_top_kernel(
     chosen = tl.load(group_ptr + row * K_WIDTH + slot, mask=slot < kept, other=0)
     column = chosen[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
     column = tl.reshape(column, (K_WIDTH * GROUP,))
-    inside = tl.reshape(
-        tl.broadcast_to((slot < kept)[:, None], (K_WIDTH, GROUP)), (K_WIDTH * GROUP,)
-    )
-    value = tl.load(pre_ptr + row * F + column, mask=inside, other=0.0)
+    there = tl.broadcast_to((slot < kept)[:, None], (K_WIDTH, GROUP))
+    there = tl.reshape(there, (K_WIDTH * GROUP,))
+    value = tl.load(pre_ptr + row.to(tl.int64) * F + column, mask=there, other=0.0)
     key = value.to(tl.int32, bitcast=True)
     keep = _keep(key, _kth_key(key, bound, K), K)
     position = tl.cumsum(keep, axis=0) - 1
     tl.store(index_ptr + row * K + position, column, mask=keep > 0)
     tl.store(value_ptr + row * K + position, value, mask=keep > 0)
     tl.store(count_ptr + row, tl.sum(keep, axis=0))
-
-
-@triton.jit
-def select_above_kernel(
-    pre_ptr,
-    peak_ptr,
-    group_ptr,
-    index_ptr,
-    value_ptr,
-    count_ptr,
-    F: tl.constexpr,
-    GROUP: tl.constexpr,
-    GROUPS_WIDTH: tl.constexpr,
-    CHUNK: tl.constexpr,
-    CAPACITY: tl.constexpr,
-):
-    """Every v > 0 of one row, reading only groups that hold one, CHUNK groups at a time.
-
-    Writes at most CAPACITY entries and the full count; group_ptr is int32 scratch
-    [rows, F // GROUP].
-    """
-    groups: tl.constexpr = F // GROUP
-    row = tl.program_id(0).to(tl.int64)
-    group = tl.arange(0, GROUPS_WIDTH)
-    peak = tl.load(peak_ptr + row * groups + group, mask=group < groups, other=0.0)
-    warm = (peak > 0).to(tl.int32)
-    position = tl.cumsum(warm, axis=0) - 1
-    tl.store(group_ptr + row * groups + position, group, mask=warm > 0)
-    kept = tl.sum(warm, axis=0)
-    tl.debug_barrier()  # other lanes read what this one wrote
-
-    written = tl.full((), 0, tl.int32)
-    start = tl.full((), 0, tl.int32)
-    while start < kept:
-        slot = start + tl.arange(0, CHUNK)
-        chosen = tl.load(group_ptr + row * groups + slot, mask=slot < kept, other=0)
-        column = chosen[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
-        column = tl.reshape(column, (CHUNK * GROUP,))
-        inside = tl.reshape(
-            tl.broadcast_to((slot < kept)[:, None], (CHUNK, GROUP)), (CHUNK * GROUP,)
-        )
-        value = tl.load(pre_ptr + row * F + column, mask=inside, other=0.0)
-        on = (value > 0).to(tl.int32)
-        place = written + tl.cumsum(on, axis=0) - 1
-        write = (on > 0) & (place < CAPACITY)
-        tl.store(index_ptr + row * CAPACITY + place, column, mask=write)
-        tl.store(value_ptr + row * CAPACITY + place, value, mask=write)
-        written += tl.sum(on, axis=0)
-        start += CHUNK
-    tl.store(count_ptr + row, written)
 
 
 @triton.jit

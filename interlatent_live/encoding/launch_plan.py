@@ -24,6 +24,15 @@ MAX_CANDIDATES: Final = 1 << 14
 """Entries one row's selection may hold in registers."""
 FIRST_CAPACITY: Final = 256
 """Features per row for which a thresholded selection first makes room; grows when it must."""
+MARKED_ROWS: Final = 256
+"""Rows from which a bound on TopK pays; below, launches cost more than what they do."""
+MARKED_ENTRIES: Final = 2048 * 4096
+"""Pre-activations up to which a bound pays for narrower dictionaries; beyond, its scattered writes
+reach memory, and the peaked way's dense ones are faster."""
+MARKED_FEATURES: Final = 16_384
+"""Features from which a bound pays at any number of rows."""
+MAX_ENTRIES: Final = 1 << 31
+"""Pre-activations of one launch: kernels count them in 32 bits."""
 ALIGNMENT: Final = 256
 
 
@@ -66,18 +75,26 @@ class Tile:
     stages: int
 
 
+class Way(StrEnum):
+    """How the product's epilogue prepares the selection (``kernels`` explains both)."""
+
+    MARKED = "marked"
+    PEAKED = "peaked"
+
+
 @dataclass(frozen=True, slots=True)
 class Selection:
     """How one row's features are found; ``k`` is None for thresholds.
 
-    ``group`` neighbouring features share a maximum; 0 means that rows are read whole. ``capacity``
-    features per row have room in the output.
+    ``group`` neighbouring features share a maximum where TopK goes the peaked way; 0 means that
+    rows are read whole. ``room`` marked features of a row can be collected; ``capacity`` features
+    per row have room in the output.
     """
 
     k: int | None
     group: int
+    room: int
     capacity: int
-    warps: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,10 +125,15 @@ class LaunchPlan:
 
     shape: Shape
     rows: int
+    way: Way
     tile: Tile
     selection: Selection
     cast_first: bool
     """Whether x is cast to the operands' type by a kernel of its own, or inside the product."""
+    bulk: bool
+    """Whether tiles travel by the copy engine; needs operands of one type and aligned rows."""
+    chained: bool
+    """Whether the selection may be launched before the product has ended."""
     device: Mapping[str, Buffer]
     """Buffers in device memory."""
     host: Mapping[str, Buffer]
@@ -125,30 +147,40 @@ class LaunchPlan:
         return self.shape.padded // self.selection.group if self.selection.group else 0
 
 
-def choose_selection(shape: Shape, k: int | None, capacity: int | None = None) -> Selection:
-    """Selection for an encoder.
+def choose_selection(shape: Shape, k: int | None, room: int | None = None) -> Selection:
+    """Selection for an encoder; ``room`` raises the first guess of a thresholded one.
 
-    TopK reads F/g maxima and then k·g candidates, fewest at g = √(F/k).
+    TopK on the peaked way reads F/g maxima and then k·g candidates, fewest at g = √(F/k).
 
     Raises:
         UserError: when k is larger than one row's registers allow.
     """
     padded = shape.padded
-    if padded <= WHOLE_ROW_FEATURES:
-        return Selection(k, 0, k or shape.n_features, warps=1)
     if k is None:
-        group = 16 if padded < 16_384 else 32
-        room = min(shape.n_features, max(capacity or 0, FIRST_CAPACITY))
-        return Selection(None, group, room, warps=1 if padded < 16_384 else 4)
-    best = (padded / k) ** 0.5
-    group = min(max(power_of_two(int(best)), 8), 64)
-    width = power_of_two(k)
-    if width * group > MAX_CANDIDATES:
+        first = padded if padded <= WHOLE_ROW_FEATURES else FIRST_CAPACITY
+        room = min(padded, max(room or 0, first))
+        return Selection(None, 0, room, room)
+    room = max(8 * power_of_two(k), 128)
+    if padded <= WHOLE_ROW_FEATURES:
+        return Selection(k, 0, room, k)
+    group = min(max(power_of_two(int((padded / k) ** 0.5)), 8), 32)
+    if power_of_two(k) * group > MAX_CANDIDATES:
         raise UserError(
             f"k = {k} of {shape.n_features} features is more than the CUDA selection holds "
             f"({MAX_CANDIDATES // group}); encode this transcoder with device cpu"
         )
-    return Selection(k, group, k, warps=1 if padded < 16_384 else 4)
+    return Selection(k, group, room, k)
+
+
+def may_mark(shape: Shape, rows: int, selection: Selection) -> bool:
+    """Whether a launch of TopK goes the marked way when there is a bound to try."""
+    return (
+        selection.k is not None
+        and selection.group > 0
+        and rows >= MARKED_ROWS
+        and selection.room <= MAX_CANDIDATES
+        and (rows * shape.padded <= MARKED_ENTRIES or shape.padded >= MARKED_FEATURES)
+    )
 
 
 def choose_tile(shape: Shape, rows: int) -> Tile:
@@ -158,30 +190,34 @@ def choose_tile(shape: Shape, rows: int) -> Tile:
         return Tile(16, 32 if shape.padded <= 4096 else 64, inner, warps=4, stages=4)
     if rows <= 32:
         return Tile(32, 64, inner, warps=4, stages=4)
-    if rows * shape.padded <= 64 * 64 * 512:
-        return Tile(64, 64, inner, warps=4, stages=3)
+    if rows * shape.padded <= 8192 * 512:
+        return Tile(64, 64, inner, warps=4, stages=2)
     if shape.precision is Precision.FLOAT32:
         return Tile(128, 128, min(inner, 32), warps=8, stages=3)
-    if rows * shape.padded >= 1 << 25 and shape.padded % 256 == 0:
+    if shape.d_in >= 512 and shape.padded % 256 == 0:
         return Tile(128, 256, inner, warps=8, stages=3)
-    return Tile(128, 128, inner, warps=8, stages=3)
+    return Tile(128, 128, inner, warps=4, stages=3)
 
 
-def plan_launch(shape: Shape, rows: int, selection: Selection) -> LaunchPlan:
-    """Lay out the buffers of a launch of ``rows`` rows."""
+def plan_launch(
+    shape: Shape, rows: int, selection: Selection, way: Way | None = None
+) -> LaunchPlan:
+    """Lay out a launch of ``rows`` rows; without ``way``, the one that needs no bound."""
+    way = way or (Way.MARKED if selection.k is None else Way.PEAKED)
     tile = choose_tile(shape, rows)
     padded_rows = round_up(rows, tile.rows)
     cast_first = shape.precision is Precision.BFLOAT16 and rows >= 256
     groups = shape.padded // selection.group if selection.group else 0
-    scratch = groups if selection.k is None else power_of_two(selection.k)
     entries = rows * selection.capacity
+    scratch = 0 if selection.k is None else max(selection.room, power_of_two(selection.k))
     device, device_bytes = _lay_out(
         {
             "x": padded_rows * shape.d_in,
             "x_cast": (padded_rows * shape.d_in + 1) // 2 if cast_first else 0,
             "pre": rows * shape.padded,
+            "word": rows * shape.padded // 32,
             "peak": rows * groups,
-            "group": rows * scratch if groups else 0,
+            "scratch": rows * scratch,
             "index": entries,
             "value": entries,
             "count": rows,
@@ -197,7 +233,18 @@ def plan_launch(shape: Shape, rows: int, selection: Selection) -> LaunchPlan:
         }
     )
     return LaunchPlan(
-        shape, rows, tile, selection, cast_first, device, host, device_bytes, host_bytes
+        shape=shape,
+        rows=rows,
+        way=way,
+        tile=tile,
+        selection=selection,
+        cast_first=cast_first,
+        bulk=cast_first and tile.rows == 128 and shape.d_in % 8 == 0 and shape.d_in < 512,
+        chained=shape.padded <= WHOLE_ROW_FEATURES,
+        device=device,
+        host=host,
+        device_bytes=device_bytes,
+        host_bytes=host_bytes,
     )
 
 
@@ -224,7 +271,8 @@ def largest_bucket(
     """
     for rows in reversed(buckets(max_rows)):
         plan = plan_launch(shape, rows, selection)
-        if plan.device_bytes <= device_bytes and plan.host_bytes <= host_bytes:
+        fits = plan.device_bytes <= device_bytes and plan.host_bytes <= host_bytes
+        if fits and plan.device["pre"].elements < MAX_ENTRIES:
             return rows
     plan = plan_launch(shape, 1, selection)
     raise UserError(

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from interlatent_live.encoding import kernels
-from interlatent_live.encoding.launch_plan import LaunchPlan, Precision, power_of_two
+from interlatent_live.encoding.launch_plan import LaunchPlan, Precision, Way, power_of_two
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -64,9 +65,11 @@ class Scratch:
     """bfloat16 [padded rows, d_in], or empty."""
     pre: Tensor
     """float32 [rows, padded features]."""
+    word: Tensor
+    """int32 [rows · padded features / 32], a bit per feature."""
     peak: Tensor
-    """float32 [rows, groups]."""
-    group: Tensor
+    """float32 [rows · groups]."""
+    scratch: Tensor
     """int32 scratch of the selection."""
     index: Tensor
     """int32 [rows, capacity], ascending; only the first ``count`` of a row are written."""
@@ -87,8 +90,9 @@ class Scratch:
             x=view["x"].view(padded_rows, width),
             x_cast=cast.view(-1, width),
             pre=view["pre"].view(plan.rows, plan.shape.padded),
+            word=view["word"].view(torch.int32),
             peak=view["peak"],
-            group=view["group"].view(torch.int32),
+            scratch=view["scratch"].view(torch.int32),
             index=view["index"].view(torch.int32).view(plan.rows, capacity),
             value=view["value"].view(plan.rows, capacity),
             count=view["count"].view(torch.int32),
@@ -123,68 +127,100 @@ class Staging:
         )
 
 
-def encode_rows(plan: LaunchPlan, weights: DeviceWeights, x: Tensor, scratch: Scratch) -> None:
-    """X [padded rows, d_in] to padded sparse rows in ``scratch``: product, then selection."""
+def encode_rows(
+    plan: LaunchPlan,
+    weights: DeviceWeights,
+    x: Tensor,
+    bound: Tensor,
+    scratch: Scratch,
+    *,
+    compiled: bool = True,
+) -> None:
+    """X [padded rows, d_in] to padded sparse rows in ``scratch``: product, then selection.
+
+    ``bound`` float32 [1] is tried by TopK on the marked way and must be 0 for thresholds.
+    ``compiled`` is False under Triton's interpreter, which knows no PTX.
+    """
     tile, selection, features = plan.tile, plan.selection, plan.shape.padded
     tiles = -(-plan.rows // tile.rows) * (features // tile.features)
-    exact = plan.shape.precision is Precision.FLOAT32
-    kernels.project_kernel[(tiles,)](
-        x,
-        weights.W_enc,
-        weights.b_enc,
-        weights.cut,
-        scratch.pre,
-        scratch.peak if selection.group else scratch.pre,
-        plan.rows,
-        D=plan.shape.d_in,
-        F=features,
-        BLOCK_M=tile.rows,
-        BLOCK_N=tile.features,
-        BLOCK_K=tile.inner,
-        SWIZZLE=8,
-        GROUP=selection.group,
-        SKIP_COLD=selection.k is None and selection.group > 0,
-        PRECISION="tf32x3" if exact else "tf32",
-        num_warps=tile.warps,
-        num_stages=tile.stages,
-    )
+    chained = plan.chained and compiled
+    k = selection.k or 0
+    x_tiles: Tensor | TensorDescriptor = x
+    w_tiles: Tensor | TensorDescriptor = weights.W_enc
+    if plan.bulk:
+        x_tiles = TensorDescriptor.from_tensor(x, [tile.rows, tile.inner])
+        w_tiles = TensorDescriptor.from_tensor(weights.W_enc, [tile.inner, tile.features])
+    product = {
+        "D": plan.shape.d_in,
+        "F": features,
+        "BLOCK_M": tile.rows,
+        "BLOCK_N": tile.features,
+        "BLOCK_K": tile.inner,
+        "BAND": 8,
+        "PRECISION": "tf32x3" if plan.shape.precision is Precision.FLOAT32 else "tf32",
+        "BULK": plan.bulk,
+        "CHAINED": chained,
+        "num_warps": tile.warps,
+        "num_stages": tile.stages,
+    }
+    row = {"CHAINED": chained, "num_warps": 1}
+    if chained:
+        row["launch_pdl"] = True
     outputs = (scratch.index, scratch.value, scratch.count)
+    if plan.way is Way.MARKED:
+        kernels.mark_kernel[(tiles,)](
+            x_tiles,
+            w_tiles,
+            weights.b_enc,
+            weights.cut,
+            bound,
+            scratch.pre,
+            scratch.word,
+            plan.rows,
+            SCATTER=compiled,
+            **product,
+        )
+        kernels.collect_kernel[(plan.rows,)](
+            scratch.pre,
+            scratch.word,
+            bound,
+            scratch.scratch if k else scratch.index,
+            *outputs,
+            F=features,
+            WORDS_WIDTH=power_of_two(features // 32),
+            ROOM=selection.room,
+            CHUNK=selection.room if k else 256,
+            K=k,
+            **row,
+        )
+        return
+    kernels.peak_kernel[(tiles,)](
+        x_tiles,
+        w_tiles,
+        weights.b_enc,
+        scratch.pre,
+        scratch.peak,
+        plan.rows,
+        GROUP=selection.group,
+        **product,
+    )
     if not selection.group:
         kernels.select_whole_kernel[(plan.rows,)](
-            scratch.pre,
-            *outputs,
-            F=features,
-            WIDTH=power_of_two(features),
-            K=selection.k or 0,
-            CAPACITY=selection.capacity,
-            num_warps=selection.warps,
+            scratch.pre, *outputs, F=features, WIDTH=power_of_two(features), K=k, **row
         )
-    elif selection.k is not None:
-        kernels.select_top_kernel[(plan.rows,)](
-            scratch.pre,
-            scratch.peak,
-            scratch.group,
-            *outputs,
-            F=features,
-            GROUP=selection.group,
-            GROUPS_WIDTH=power_of_two(plan.groups),
-            K=selection.k,
-            K_WIDTH=power_of_two(selection.k),
-            num_warps=selection.warps,
-        )
-    else:
-        kernels.select_above_kernel[(plan.rows,)](
-            scratch.pre,
-            scratch.peak,
-            scratch.group,
-            *outputs,
-            F=features,
-            GROUP=selection.group,
-            GROUPS_WIDTH=power_of_two(plan.groups),
-            CHUNK=512 // selection.group,
-            CAPACITY=selection.capacity,
-            num_warps=selection.warps,
-        )
+        return
+    kernels.select_peaked_kernel[(plan.rows,)](
+        scratch.pre,
+        scratch.peak,
+        scratch.scratch,
+        *outputs,
+        F=features,
+        GROUP=selection.group,
+        GROUPS_WIDTH=power_of_two(plan.groups),
+        K=k,
+        K_WIDTH=power_of_two(k),
+        **row,
+    )
 
 
 def pack_rows(plan: LaunchPlan, scratch: Scratch, staging: Staging) -> None:

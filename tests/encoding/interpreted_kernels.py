@@ -6,6 +6,7 @@ A process of its own: Triton decides between compiler and interpreter when it is
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from interlatent_live.encoding.launch_plan import (
     Precision,
     Selection,
     Shape,
+    Way,
     choose_selection,
     plan_launch,
 )
@@ -25,21 +27,36 @@ from interlatent_live.encoding.launches import (
     encode_rows,
     pack_rows,
 )
-from tests.support.encode_backend import assert_exact, random_rows, random_weights
+from tests.support.encode_backend import (
+    assert_exact,
+    random_rows,
+    random_weights,
+    reference,
+)
 
 CPU = torch.device("cpu")
 
 
 def encode(
-    weights: EncoderWeights, x: np.ndarray, selection: Selection | None = None
+    weights: EncoderWeights,
+    x: np.ndarray,
+    selection: Selection | None = None,
+    *,
+    bound: float | None = None,
+    bulk: bool = False,
 ) -> tuple[EncodedRows, np.ndarray]:
     shape = Shape(weights.d_in, weights.n_features, Precision.FLOAT32)
-    plan = plan_launch(shape, len(x), selection or choose_selection(shape, weights.k))
+    way = None if bound is None else Way.MARKED
+    plan = plan_launch(shape, len(x), selection or choose_selection(shape, weights.k), way)
+    plan = replace(plan, bulk=bulk)
     # Poisoned: whatever is read without having been written shows.
     scratch = Scratch.carve(torch.full((plan.device_bytes,), 0xFF, dtype=torch.uint8), plan)
     staging = Staging.carve(torch.full((plan.host_bytes,), 0xFF, dtype=torch.uint8), plan)
     staging.x.numpy()[: len(x)] = x
-    encode_rows(plan, DeviceWeights.load(weights, shape, CPU), staging.x, scratch)
+    loaded = DeviceWeights.load(weights, shape, CPU)
+    encode_rows(
+        plan, loaded, staging.x, torch.full((1,), float(bound or 0.0)), scratch, compiled=False
+    )
     pack_rows(plan, scratch, staging)
     indptr = staging.indptr.numpy().view(np.uint32)
     total = int(indptr[-1])
@@ -49,26 +66,38 @@ def encode(
     return rows, staging.count.numpy()
 
 
-def check(weights: EncoderWeights, x: np.ndarray, selection: Selection | None = None) -> None:
-    rows, counts = encode(weights, x, selection)
-    np.testing.assert_array_equal(np.diff(rows.indptr), counts)
-    bound = Precision.FLOAT32.error_bound(weights.d_in) * (
-        np.abs(x.astype(float)) @ np.abs(weights.W_enc.astype(float)) + np.abs(weights.b_enc)
-    )
-    assert_exact(rows, weights, x, bound)
+def check(
+    weights: EncoderWeights,
+    x: np.ndarray,
+    selection: Selection | None = None,
+    *,
+    bound: float | None = None,
+    bulk: bool = False,
+) -> None:
+    rows, counts = encode(weights, x, selection, bound=bound, bulk=bulk)
+    if bound is None:
+        np.testing.assert_array_equal(np.diff(rows.indptr), counts)
+    else:
+        assert (counts >= (weights.k or 0)).all()  # else the bound would have missed
+    mass = np.abs(x.astype(float)) @ np.abs(weights.W_enc.astype(float)) + np.abs(weights.b_enc)
+    assert_exact(rows, weights, x, Precision.FLOAT32.error_bound(weights.d_in) * mass)
 
 
 def main() -> None:
     """All cases."""
-    for d, n_features, k, n in [(4, 16, 2, 3), (20, 300, 5, 17), (70, 1024, 16, 2)]:
+    for d, n_features, k, n in [(4, 16, 2, 3), (20, 300, 5, 17)]:
         for by_k in (True, False):
             weights = random_weights(d, n_features, k=k if by_k else None)
             check(weights, random_rows(n, d))
+    weights = random_weights(20, 512, k=5)
+    x = random_rows(3, 20)
     for group in (8, 16):  # grouped, on rows narrow enough for the interpreter
-        check(random_weights(20, 512, k=5), random_rows(3, 20), Selection(5, group, 5, 1))
-        check(random_weights(20, 512, k=None), random_rows(3, 20), Selection(None, group, 512, 1))
+        check(weights, x, Selection(5, group, 128, 5), bulk=group == 16)
+    kth = np.sort(reference(weights, x), axis=1)[:, -5]
+    for bulk in (False, True):
+        check(weights, x, Selection(5, 8, 512, 5), bound=max(0.9 * kth.min(), 0.0), bulk=bulk)
     check(random_weights(12, 2000, k=9), random_rows(2, 12))
-    check(random_weights(12, 2000, k=None), random_rows(2, 12), Selection(None, 16, 2000, 1))
+    check(random_weights(12, 2000, k=None), random_rows(2, 12), Selection(None, 0, 2000, 2000))
 
     ties = np.zeros((1, 2048), np.float32)
     ties[0, 100:1900:2] = 1.0

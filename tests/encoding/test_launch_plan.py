@@ -38,6 +38,7 @@ def test_a_plan_covers_its_work_and_its_buffers_do_not_overlap(shape, rows, k):
     assert shape.padded % tile.features == 0
     assert min(tile.rows, tile.features, tile.inner) >= 16
     assert selection.capacity >= (k or 1)
+    assert selection.room >= (k or 1)
     if selection.group:
         assert shape.padded % selection.group == 0
         assert tile.features % selection.group == 0
@@ -86,7 +87,7 @@ def test_room_grows_to_what_is_asked_and_never_beyond_the_features():
     shape = Shape(64, 5000, Precision.FLOAT32)
     assert choose_selection(shape, None).capacity == 256
     assert choose_selection(shape, None, 2048).capacity == 2048
-    assert choose_selection(shape, None, 8192).capacity == 5000
+    assert choose_selection(shape, None, 8192).capacity == shape.padded == 5120
 
 
 def test_error_bounds_are_those_of_the_operands():

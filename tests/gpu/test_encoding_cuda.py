@@ -22,12 +22,12 @@ def precision(request):
 @pytest.fixture(scope="module")
 def backend(cuda_backend, precision):
     # 64 rows a launch: few graphs to capture, and batches of 200 rows need several launches.
-    return cuda_backend(precision=precision, max_rows=64, workspace_bytes=64 << 20)
+    return cuda_backend(precision=precision, max_rows=64, workspace_bytes=64 << 20, warm_rows=())
 
 
 @pytest.fixture(scope="module")
 def large_backend(cuda_backend, precision):
-    return cuda_backend(precision=precision, max_rows=1024, workspace_bytes=512 << 20)
+    return cuda_backend(precision=precision, max_rows=1024, workspace_bytes=320 << 20, warm_rows=())
 
 
 def mass(weights: EncoderWeights, x: np.ndarray) -> np.ndarray:
@@ -133,6 +133,28 @@ def test_rows_fuller_than_the_room_are_encoded_again_and_counted(backend):
     assert encoder.grown == 1
     encoder.encode(np.ones((5, 8), np.float32))
     assert encoder.grown == 1  # the room is remembered
+    encoder.close()
+
+
+def test_a_learned_bound_is_tried_and_a_wrong_one_costs_no_exactness(large_backend, precision):
+    weights = random_weights(256, 4096, k=32)
+    encoder = large_backend.prepare(weights)
+    rng = np.random.default_rng(7)
+
+    def check(x):
+        rows = encoder.encode(x)
+        picked = type(rows).concatenate([rows.rows(i, i + 1) for i in range(0, len(x), 60)])
+        bound = precision.error_bound(256) * mass(weights, x[::60])
+        assert_exact(picked, weights, x[::60], bound)
+
+    for _ in range(4):
+        check(rng.standard_normal((600, 256)).astype(np.float32))
+    assert encoder.bound.value > 1.0
+    assert encoder.bound.misses == 0
+    check(rng.standard_normal((600, 256)).astype(np.float32) * 0.3)  # all below the bound
+    assert encoder.bound.misses == 1
+    check(rng.standard_normal((600, 256)).astype(np.float32) * 30)  # more above than there is room
+    assert encoder.bound.misses == 2
     encoder.close()
 
 
