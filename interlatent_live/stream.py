@@ -77,7 +77,7 @@ class Manifest:
     """What an agent says of itself once, when it connects.
 
     ``run_id`` is unique per run, ``boot_id`` per connection of a restarted agent process;
-    ``policy_hash`` is ``"sha256:…"``, as ``interlatent_live.policies.hashing.policy_hash`` makes it.
+    ``policy_hash`` is ``"sha256:…"``, as :mod:`interlatent_live.policies.hashing` makes it.
     """
 
     agent: str
@@ -161,8 +161,10 @@ class SparseCodes:
     value: NDArray[np.float32]
     """[nnz]."""
     error: NDArray[np.float32]
-    """[n] ‖y − ŷ‖² / E‖y − ȳ‖² with the training variance; its mean is the live FVU. NaN where y was
-    not sampled."""
+    """[n] ‖y − ŷ‖² / E‖y − ȳ‖² with the training variance; its mean is the live FVU.
+
+    NaN where y was not sampled.
+    """
     error_affine: NDArray[np.float32]
     """[n] the same for the affine baseline stored with the transcoder; NaN where unknown."""
 

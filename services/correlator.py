@@ -57,7 +57,9 @@ class CorrelatorShell:
                 sliding=options.sliding,
             )
         )
-        self._core = CorrelatorCore(config, clock=time.time_ns)
+        self._core = CorrelatorCore(
+            config, clock=time.time_ns, limit_bytes=settings.limits.statistics_bytes
+        )
         self._every_s = options.publish_every_s
         self._runs: dict[str, str] = {}
         self._due = 0.0

@@ -94,7 +94,9 @@ class EncoderShell:
             ),
             limits=Limits(body_bytes=limits.message_bytes),
         )
-        self._feed = FeedPublisher(network, settings.endpoints.encoder_feed, "encoder")
+        self._feed = FeedPublisher(
+            network, settings.endpoints.encoder_feed, "encoder", limits.feed_bytes
+        )
         endpoints = settings.endpoints
         self._consumers = [
             FeatureSender(network, one, limits.consumer_bytes)

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
     from interlatent_live.services.network import Network
 
-KEPT_DOCUMENTS = 512
+LIMIT_BYTES = 16 * 1024 * 1024
+"""Documents kept for late joiners, unless told otherwise."""
 
 
 class FeedPublisher:
@@ -24,23 +25,32 @@ class FeedPublisher:
 
     ``source`` names the publishing service; documents are numbered per topic so that viewers can
     count what they missed. A document replaces its predecessor with the same ``key`` in what late
-    joiners are sent.
+    joiners are sent, at most ``limit_bytes`` of them, the newest.
     """
 
-    def __init__(self, network: Network, endpoint: str, source: str) -> None:
+    def __init__(
+        self, network: Network, endpoint: str, source: str, limit_bytes: int = LIMIT_BYTES
+    ) -> None:
         self.source = source
+        self._limit = limit_bytes
+        self._held = 0
         self.socket = network.publisher(endpoint, f"endpoints.{source}_feed")
-        self._kept: dict[tuple[Topic, str], dict[str, Any]] = {}
+        self._kept: dict[tuple[Topic, str], tuple[dict[str, Any], int]] = {}
         self._numbers: dict[Topic, int] = {}
 
     def documents(self, topic: Topic, document: msgspec.Struct, key: str = "") -> None:
         """Publish a document and keep it for late joiners."""
         payload = document_payload(document)
-        self._kept.pop((topic, key), None)
-        if len(self._kept) >= KEPT_DOCUMENTS:
-            del self._kept[next(iter(self._kept))]
-        self._kept[topic, key] = payload
-        self._publish(topic, payload)
+        self._forget((topic, key))
+        size = self._publish(topic, payload)
+        while self._kept and self._held + size > self._limit:
+            self._forget(next(iter(self._kept)))
+        self._kept[topic, key] = (payload, size)
+        self._held += size
+
+    def _forget(self, key: tuple[Topic, str]) -> None:
+        _, size = self._kept.pop(key, (None, 0))
+        self._held -= size
 
     def forward(self, topic: Topic, frames: Sequence[bytes | memoryview]) -> None:
         """Publish a wire message as it is, kept for nobody."""
@@ -54,7 +64,7 @@ class FeedPublisher:
                 return
             if frames[0][:1] == b"\x01":
                 wanted = frames[0][1:].decode("utf-8", "replace")
-                for (topic, _), payload in list(self._kept.items()):
+                for (topic, _), (payload, _) in list(self._kept.items()):
                     if topic.startswith(wanted):
                         self._publish(topic, payload)
 
@@ -62,7 +72,7 @@ class FeedPublisher:
         """Close the socket."""
         self.socket.close()
 
-    def _publish(self, topic: Topic, payload: dict[str, Any]) -> None:
+    def _publish(self, topic: Topic, payload: dict[str, Any]) -> int:
         # A repeat gets a number of its own, so that holes in the numbers are losses, nothing else.
         seq = self._numbers.get(topic, 0)
         self._numbers[topic] = seq + 1
@@ -70,6 +80,7 @@ class FeedPublisher:
             topic.value, payload, source=self.source, seq=seq, sent_ns=time.time_ns()
         )
         self._send([topic.value.encode(), *frames])
+        return sum(len(frame) for frame in frames)
 
     def _send(self, frames: Sequence[bytes | memoryview]) -> None:
         # XPUB never waits: for a viewer whose queue is full it drops, and the viewer counts it.

@@ -80,7 +80,9 @@ class FeatureService:
             ),
             limits=Limits(body_bytes=limits.message_bytes),
         )
-        self._feed = FeedPublisher(network, getattr(settings.endpoints, f"{name}_feed"), name)
+        self._feed = FeedPublisher(
+            network, getattr(settings.endpoints, f"{name}_feed"), name, limits.feed_bytes
+        )
 
     def run(self, runtime: ServiceRuntime, *, alive: Callable[[], None] = lambda: None) -> None:
         """Turn until stopped; ``alive`` raises when the handler cannot go on."""

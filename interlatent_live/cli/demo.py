@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from interlatent_live.cli.services import ConfigOption, SetOption, settings_of
+from interlatent_live.cli.options import ConfigOption, SetOption, resolve_options
 
 EnvOption = Annotated[
-    str, typer.Option(help="CartPole-v1 or LunarLander-v3 (needs the extra [box2d]).")
+    str, typer.Option(help="CartPole-v1 or LunarLander-v3 (needs the extra box2d).")
 ]
 HEADLESS_STEPS = 24_000
 
@@ -63,7 +63,7 @@ def demo(
     from interlatent_live.environments.demo_targets import demo_target
 
     demo_target(env)
-    settings = free_settings(demo_settings(settings_of(config, assign), env))
+    settings = free_settings(demo_settings(resolve_options(config, assign).settings, env))
     if headless and steps is None:
         steps = HEADLESS_STEPS
     options = DemoOptions(env=env, steps=steps, copies=copies, hz=hz, seed=seed)
@@ -82,10 +82,12 @@ def demo_agent(
     endpoint: Annotated[str, typer.Option(help="Where the encoder takes steps.")],
     report: Annotated[Path | None, typer.Option(help="Write the agent's account here.")] = None,
     env: EnvOption = "CartPole-v1",
-    steps: Annotated[int | None, typer.Option(min=1)] = None,
-    copies: Annotated[int | None, typer.Option(min=1)] = None,
-    hz: Annotated[float | None, typer.Option(min=0.1)] = None,
-    seed: Annotated[int | None, typer.Option(min=0)] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Stop after so many steps of all copies.", min=1)
+    ] = None,
+    copies: Annotated[int | None, typer.Option(help="Copies side by side.", min=1)] = None,
+    hz: Annotated[float | None, typer.Option(help="Steps per second and copy.", min=0.1)] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of starts and pushes.", min=0)] = None,
     policy: Annotated[str | None, typer.Option(help="Another policy than the demo's.")] = None,
 ) -> None:
     """Run only the demo's agent, for a system that is up already."""

@@ -14,9 +14,11 @@ from interlatent_live.cli import (
     bench,
     config,
     demo,
+    diff,
     doctor,
     keys,
     policies,
+    probes,
     recordings,
     reproduce,
     services,
@@ -40,13 +42,16 @@ app.command()(services.up)
 app.command()(services.encoder)
 app.command()(services.correlator)
 app.command()(services.explainer)
-app.command()(demo.demo_agent)
+app.command(hidden=True)(demo.demo_agent)
 app.command()(demo.demo_build)
 app.command()(transcoders.collect)
 app.command()(transcoders.train)
 app.command()(transcoders.evaluate)
 app.command()(transcoders.export)
 app.command("import")(transcoders.import_)
+app.command()(transcoders.finetune)
+app.command()(probes.probe)
+app.command()(diff.diff)
 app.add_typer(policies.app)
 app.add_typer(reproduce.app)
 app.add_typer(config.app)

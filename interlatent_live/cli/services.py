@@ -2,36 +2,14 @@
 
 from __future__ import annotations
 
-import time
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+from interlatent_live.cli.options import ConfigOption, SetOption, resolve_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from interlatent_live.config import ServiceName, Settings
-
-ConfigOption = Annotated[
-    Path | None,
-    typer.Option(
-        help="TOML file; without it interlatent.toml here, if there is one.", show_default=False
-    ),
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", help="NAME=VALUE on top of file and environment, such as encoder.device=cpu."
-    ),
-]
-
-
-def settings_of(config: Path | None, assignments: list[str] | None) -> Settings:
-    """The settings that file, environment and flags add up to."""
-    from interlatent_live.config import load_settings, parse_flag
-
-    return load_settings(config, dict(parse_flag(text) for text in assignments or []))
 
 
 def encoder(config: ConfigOption = None, assign: SetOption = None) -> None:
@@ -43,7 +21,7 @@ def encoder(config: ConfigOption = None, assign: SetOption = None) -> None:
     """
     from interlatent_live.services.encoder import serve
 
-    _serve("encoder", settings_of(config, assign), serve)
+    _serve("encoder", resolve_options(config, assign).settings, serve)
 
 
 def correlator(config: ConfigOption = None, assign: SetOption = None) -> None:
@@ -54,7 +32,7 @@ def correlator(config: ConfigOption = None, assign: SetOption = None) -> None:
     """
     from interlatent_live.services.correlator import serve
 
-    _serve("correlator", settings_of(config, assign), serve)
+    _serve("correlator", resolve_options(config, assign).settings, serve)
 
 
 def explainer(config: ConfigOption = None, assign: SetOption = None) -> None:
@@ -65,7 +43,7 @@ def explainer(config: ConfigOption = None, assign: SetOption = None) -> None:
     """
     from interlatent_live.services.explainer import serve
 
-    _serve("explainer", settings_of(config, assign), serve)
+    _serve("explainer", resolve_options(config, assign).settings, serve)
 
 
 def up(config: ConfigOption = None, assign: SetOption = None) -> None:
@@ -76,10 +54,10 @@ def up(config: ConfigOption = None, assign: SetOption = None) -> None:
     """
     from interlatent_live.engine.launch import service_specs
     from interlatent_live.engine.local import LocalEngine
-    from interlatent_live.engine.port import wait_ready
+    from interlatent_live.engine.port import wait_ready, wait_until_one_fails
     from interlatent_live.logs import configure_logging
 
-    settings = settings_of(config, assign)
+    settings = resolve_options(config, assign).settings
     configure_logging("up", level=settings.logging.level, log_format=settings.logging.format)
     specs = service_specs(settings)
     with LocalEngine() as engine:
@@ -90,8 +68,7 @@ def up(config: ConfigOption = None, assign: SetOption = None) -> None:
             print(f"up: agents connect to {settings.endpoints.agents}; look with")
             print("  interlatent-live watch")
             print("Ctrl-C stops everything", flush=True)
-            while True:
-                time.sleep(3600)
+            wait_until_one_fails(engine)
         except KeyboardInterrupt:
             print("stopping …", flush=True)
 

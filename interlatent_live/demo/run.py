@@ -10,6 +10,7 @@ import json
 import socket
 import tempfile
 import time
+from collections import deque
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 AGENT = "demo-agent"
 RECORDINGS = Path(__file__).parent.parent / "data" / "recordings"
 NULL_DRAWS = 99
+LINES_KEPT = 200
 READY_WITHIN_S = 120.0
 FINISH_WITHIN_S = 120.0
 POLL_S = 0.1
@@ -144,7 +146,7 @@ def run_demo(
         UserError: when a service or the agent does not start, or the agent fails.
         KeyboardInterrupt: when the user ends it; every process has ended by then.
     """
-    lines: list[OutputLine] = []
+    lines: deque[OutputLine] = deque(maxlen=LINES_KEPT)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="interlatent-demo-")))
         engine = stack.enter_context(LocalEngine(on_line=on_line or lines.append))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from interlatent_live.config import human_bytes
 from interlatent_live.errors import UserError
 from interlatent_live.feed.documents import (
     FeatureProfileDocument,
@@ -15,6 +16,7 @@ from interlatent_live.feed.documents import (
 )
 from interlatent_live.statistics.config import ALL, CorrelatorConfig
 from interlatent_live.statistics.correlator import Correlator
+from interlatent_live.statistics.memory import memory_bytes
 from interlatent_live.stream import FeatureAddress
 
 if TYPE_CHECKING:
@@ -33,6 +35,8 @@ class _Stream:
     correlator: Correlator
     transcoder: str
     boot_id: str
+    full_bytes: int
+    """What its tables take when full."""
     changed: bool = True
 
 
@@ -54,11 +58,19 @@ class CorrelatorCore:
         config: windows, depth and bounds of every correlator.
         clock: wall clock in ns since the epoch.
         max_runs: runs kept; the oldest ended one is forgotten for a new one.
+        limit_bytes: bound on all tables, by what their configuration says they take when full;
+            ended runs are forgotten for a new one, and a stream that still has no room is refused.
     """
 
     def __init__(
-        self, config: CorrelatorConfig, *, clock: Callable[[], int], max_runs: int = 16
+        self,
+        config: CorrelatorConfig,
+        *,
+        clock: Callable[[], int],
+        max_runs: int = 256,
+        limit_bytes: int = 512 * 1024 * 1024,
     ) -> None:
+        self._limit_bytes = limit_bytes
         self.config = config
         self._clock = clock
         self._max_runs = max_runs
@@ -151,10 +163,38 @@ class CorrelatorCore:
         stream = self._streams.get(key)
         if stream is None or stream.transcoder != transcoder:
             # Another transcoder has other features: nothing of the old statistics applies to them.
+            size = memory_bytes(
+                self.config,
+                codes.n_features,
+                len(run.manifest.metrics),
+                envs=run.manifest.env_count,
+            )
+            self._make_room(key, size)
             correlator = Correlator(run.manifest.metrics, codes.n_features, self.config)
-            stream = self._streams[key] = _Stream(correlator, transcoder, batch.boot_id)
+            stream = self._streams[key] = _Stream(correlator, transcoder, batch.boot_id, size)
         stream.boot_id = batch.boot_id
         return stream
+
+    def _make_room(self, key: tuple[str, str], size: int) -> None:
+        """Forget ended runs until ``size`` bytes fit.
+
+        Raises:
+            UserError: when they do not fit even then.
+        """
+        self._streams.pop(key, None)
+
+        def used() -> int:
+            return sum(stream.full_bytes for stream in self._streams.values())
+
+        ended = [run_id for run_id, run in self._runs.items() if run.ended and run_id != key[0]]
+        while used() + size > self._limit_bytes and ended:
+            self._drop_streams(ended.pop(0))
+        if used() + size > self._limit_bytes:
+            raise UserError(
+                f"the statistics of {key[1]!r} of run {key[0]} would take {human_bytes(size)} "
+                f"beside {human_bytes(used())} in use; raise limits.statistics_bytes "
+                f"({human_bytes(self._limit_bytes)}) or set correlator.depth to core"
+            )
 
     def _document(
         self, run: _Run, hook_point: str, stream: _Stream, lost: dict[str, int]

@@ -6,6 +6,7 @@ from interlatent_live.errors import UserError
 from interlatent_live.feed.documents import document_payload, parse_document
 from interlatent_live.pipeline.correlator import CorrelatorCore
 from interlatent_live.statistics.config import CorrelatorConfig
+from interlatent_live.statistics.memory import memory_bytes
 from interlatent_live.stream import Controller
 from interlatent_live.wire.codec import check_payload
 from tests.support.planted_stream import HOOK, LEAN, TRANSCODER, episodes, manifest
@@ -105,3 +106,15 @@ def test_runs_are_bounded_and_ended_ones_go_first():
     assert found == {"a", "c"}
     with pytest.raises(UserError, match="no statistics of run 'b'"):
         correlator.correlator("b", HOOK)
+
+
+def test_tables_are_bounded_ended_runs_give_way_and_a_stream_without_room_is_refused():
+    size = memory_bytes(CorrelatorConfig(), 4, 3)
+    correlator = core(limit_bytes=2 * size)
+    for name in ("a", "b", "c"):
+        run(correlator, episodes(1, run_id=name), manifest(run_id=name))
+        if name == "a":
+            correlator.goodbye("a")
+    assert {one.run_id for one in correlator.documents({}, everything=True)} == {"b", "c"}
+    with pytest.raises(UserError, match=r"raise limits\.statistics_bytes"):
+        run(correlator, episodes(1, run_id="d"), manifest(run_id="d"))
