@@ -10,7 +10,7 @@ are numbers of held-out episodes (6, 8, 12, 16, 24, 32, 48 …).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -25,7 +25,7 @@ from interlatent_live.explanations.predicates import evaluate, leaf_count, to_en
 from interlatent_live.explanations.profile import FeatureProfile, build_profile
 from interlatent_live.explanations.rules import MAX_ROWS, Rule, induce_rules
 from interlatent_live.explanations.scores import balanced_accuracy_of, score_rows
-from interlatent_live.explanations.search import CLOCK_TERMS, RuleScores, TermFamilies
+from interlatent_live.explanations.search import CLOCK_TERMS, PLAIN_TERMS, RuleScores, TermFamilies
 from interlatent_live.explanations.sequential import (
     FALSE_WITHDRAWALS_PER_MILLION,
     Watch,
@@ -54,7 +54,9 @@ class ExplainerConfig:
 
     null_draws: int = 199
     """B; reports say so, and 999 is what a publication wants."""
-    families: TermFamilies = field(default_factory=TermFamilies)
+    families: TermFamilies = PLAIN_TERMS
+    """Plain metrics: right for a policy without memory, and the fastest. Recurrent policies want
+    ``TermFamilies()``, which adds changes and lags."""
     seed: int = 0
     max_rows: int = MAX_ROWS
     share_a: float = 0.5
