@@ -9,7 +9,7 @@ from interlatent_live.errors import CorruptFileError, UserError
 from interlatent_live.statistics.comparison import compare_tables
 from interlatent_live.statistics.config import CorrelatorConfig
 from interlatent_live.statistics.correlator import Correlator
-from interlatent_live.statistics.export import SCHEMA, to_csv, to_parquet
+from interlatent_live.statistics.export import SCHEMA, to_csv, to_pandas, to_parquet, to_polars
 from interlatent_live.statistics.memory import memory_bytes, memory_parts
 from interlatent_live.statistics.query import ProfileQuery, query_profiles
 from interlatent_live.statistics.snapshot import load_state, save_state
@@ -95,6 +95,19 @@ def test_parquet_round_trip_keeps_nulls_and_reasons(tmp_path):
     still = [row for row in rows if row["metric"] == "still"]
     assert all(row["r"] is None and "did not vary" in row["reason"] for row in still)
     assert list(tmp_path.joinpath("out").iterdir()) == [path]
+
+
+def test_data_frames_hold_the_same_rows():
+    table = fed().table()
+    records = table.records()
+    pandas = pytest.importorskip("pandas")
+    frame = to_pandas(table)
+    assert list(frame.columns) == list(SCHEMA)
+    assert len(frame) == 90
+    assert frame["r"].isna().sum() == sum(record["r"] is None for record in records)
+    assert pandas.isna(frame.loc[frame.metric == "still", "r"]).all()
+    pytest.importorskip("polars")
+    assert to_polars(table).to_dicts() == records
 
 
 def test_csv_has_empty_cells_where_undefined(tmp_path):
