@@ -28,12 +28,14 @@ def policy():
     torch.manual_seed(0)
     made = MlpPolicy(PolicySpec((4, 12, 6, 2), Activation.RELU, Output.SOFTMAX))
     with torch.no_grad():
-        for layer in made.hidden:
-            layer.linear.weight.mul_(0.3)
-        made.hidden[0].linear.weight[0] = torch.tensor([0.0, 0.2, 6.0, 2.0])
-        made.hidden[0].linear.weight[1] = torch.tensor([0.0, -0.2, -6.0, -2.0])
-        made.hidden[1].linear.weight[0, 0] = 3.0
-        made.hidden[1].linear.weight[1, 1] = 3.0
+        weights = dict(made.named_parameters())
+        first, second = weights["hidden.0.linear.weight"], weights["hidden.1.linear.weight"]
+        first.mul_(0.3)
+        second.mul_(0.3)
+        first[0] = torch.tensor([0.0, 0.2, 6.0, 2.0])
+        first[1] = torch.tensor([0.0, -0.2, -6.0, -2.0])
+        second[0, 0] = 3.0
+        second[1, 1] = 3.0
         made.head.weight[1, 0] = 2.0
         made.head.weight[0, 1] = 2.0
     return made.eval()
@@ -127,11 +129,11 @@ def test_steering_the_last_hidden_layer_is_a_logit_bias(policy):
 
 def test_a_perfect_transcoder_changes_nothing_and_a_blind_one_does(policy):
     played = episodes(5, 30)
-    layer = policy.hidden[1].linear
+    weights = dict(policy.named_parameters())
     exact = Transcoder(
         TranscoderConfig(architecture=Architecture.RELU, d_in=12, d_out=6, n_features=6, l1=0.0),
-        W_enc=layer.weight.detach().T.contiguous(),
-        b_enc=layer.bias.detach().clone(),
+        W_enc=weights["hidden.1.linear.weight"].detach().T.contiguous(),
+        b_enc=weights["hidden.1.linear.bias"].detach().clone(),
         W_dec=torch.eye(6),
         b_dec=torch.zeros(6),
     )

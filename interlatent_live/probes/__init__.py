@@ -1,0 +1,1 @@
+"""Linear probes: for a target one can name, a probe beats a dictionary's feature."""

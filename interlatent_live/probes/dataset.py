@@ -1,0 +1,72 @@
+"""From a dataset of activations to labelled rows: sorted, split by episode, with inputs beside."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from interlatent_live.errors import UserError
+from interlatent_live.probes.probe import Side
+from interlatent_live.probes.targets import label
+from interlatent_live.probes.train import ProbeRows
+from interlatent_live.transcoders.dataset import concatenate, split_by_episode
+
+if TYPE_CHECKING:
+    from interlatent_live.probes.targets import Target
+    from interlatent_live.transcoders.dataset import ActivationDataset
+
+INPUT_HOOK = "hidden.0"
+"""Its x is what the network sees of the world."""
+
+
+def probe_rows(
+    dataset: ActivationDataset,
+    *,
+    target: Target,
+    hook_point: str,
+    side: Side,
+    step_seconds: float,
+    max_bytes: int = 2 << 30,
+) -> ProbeRows:
+    """Load a dataset and label it.
+
+    Raises:
+        UserError: when a hook point is missing, the dataset is too large to be held, or the target
+            does not fit its metrics.
+        CorruptFileError: when a shard is damaged.
+    """
+    for name in (hook_point, INPUT_HOOK):
+        dataset.header.hook(name)
+    parts, size = [], 0
+    for shard in dataset.shards():
+        parts.append(shard)
+        size += shard.nbytes
+        if size > max_bytes:
+            raise UserError(
+                f"{dataset.path} holds more than {max_bytes >> 20} MiB; collect fewer episodes for "
+                "a probe"
+            )
+    if not parts:
+        raise UserError(f"{dataset.path} holds no rows yet; run collect to the end first")
+    rows = concatenate(parts)
+    order = np.lexsort((rows.t, rows.episode))
+    episode = rows.episode[order]
+    names = [column.name for column in dataset.header.metrics]
+    labels = label(
+        target,
+        names=names,
+        metrics=rows.metrics[order],
+        flags=rows.flags[order],
+        episode=episode,
+        t=rows.t[order],
+        step_seconds=step_seconds,
+    )
+    read = rows.activations[hook_point][0 if side is Side.INPUT else 1]
+    return ProbeRows(
+        activations=read[order],
+        inputs=rows.activations[INPUT_HOOK][0][order],
+        episode=episode,
+        labels=labels,
+        split=split_by_episode(episode),
+    )
