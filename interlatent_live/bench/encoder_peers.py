@@ -17,15 +17,15 @@ import time
 from typing import Any
 
 import torch
-from sae_lens.saes.topk_sae import (  # type: ignore[import-not-found]  # the peers' environment
+from sae_lens.saes.topk_sae import (
     TopKSAE,
     TopKSAEConfig,
 )
-from sae_lens.saes.transcoder import (  # type: ignore[import-not-found]  # likewise
+from sae_lens.saes.transcoder import (
     JumpReLUTranscoder,
     JumpReLUTranscoderConfig,
 )
-from sparsify import SparseCoder, SparseCoderConfig  # type: ignore[import-not-found]  # likewise
+from sparsify import SparseCoder, SparseCoderConfig
 
 
 def main() -> None:

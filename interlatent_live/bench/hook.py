@@ -357,7 +357,7 @@ class _Humanoid:
 
 
 def _sb3_policy(expert: Any, env: Any) -> Any:
-    """Stable-Baselines3's actor-critic policy with the expert's actor, None without that package."""
+    """An actor-critic policy of Stable-Baselines3 with the expert's actor; None without it."""
     try:
         from gymnasium.spaces import Box  # noqa: PLC0415  as above
         from stable_baselines3.common.policies import ActorCriticPolicy  # noqa: PLC0415  optional

@@ -121,7 +121,7 @@ def recalibrated(sae: Any, mode: str) -> Any:
 
     def encode(x: torch.Tensor, k: int) -> torch.Tensor:
         if mode == "topk":
-            features = sae.encode(x)
+            features: torch.Tensor = sae.encode(x)
             return features.to_dense() if features.is_sparse else features
         pre: torch.Tensor = sae.hook_sae_acts_pre(sae.process_sae_in(x) @ sae.W_enc + sae.b_enc)
         if sae.cfg.rescale_acts_by_decoder_norm:

@@ -1,10 +1,8 @@
 """``interlatent-live policies``: list, import, train and measure policies."""
 
-# ruff: noqa: PLC0415, PLR0917 - heavy imports stay out of --help; typer passes options by name
-
 from __future__ import annotations
 
-from pathlib import Path  # noqa: TC003 - typer reads the annotations at run time
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -78,7 +76,7 @@ def import_(
 @app.command("evaluate")
 def evaluate(
     policy: Annotated[str, typer.Argument(help="Built-in name, policy folder or SB3 zip.")],
-    episodes: Annotated[int, typer.Option(min=1)] = 20,
+    episodes: Annotated[int, typer.Option(help="Episodes to measure.", min=1)] = 20,
     seed: Annotated[int, typer.Option(help="Seed of the first episode.")] = 2000,
     environment: Annotated[str, typer.Option(help="Where the file does not say it.")] = "",
 ) -> None:

@@ -18,7 +18,9 @@ def probe(
         str, typer.Option(help="'terminated within 1 s', 'edge_distance < 0.8 within 0.5 s', …")
     ],
     out: Annotated[Path, typer.Option(help="Folder to write the probe into.")],
-    hook_point: Annotated[str, typer.Option("--hook-point", "-p")] = "hidden.1",
+    hook_point: Annotated[
+        str, typer.Option("--hook-point", "-p", help="Module that it reads.")
+    ] = "hidden.1",
     side: Annotated[str, typer.Option(help="x or y: what it reads of the hook point.")] = "y",
     transcoder: Annotated[
         Path | None, typer.Option(help="Compare with this transcoder's best feature.")

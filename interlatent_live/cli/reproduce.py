@@ -36,7 +36,6 @@ def cartpole_multiscale(
     """
     import json
     import time
-    from dataclasses import asdict
 
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -70,7 +69,7 @@ def cartpole_multiscale(
     data = json.loads(
         json.dumps(
             {
-                "settings": asdict(settings),
+                "settings": settings.as_json(),
                 "settings_digest": settings.digest(),
                 "seconds": round(seconds, 1),
                 "workers": workers,

@@ -109,9 +109,9 @@ def train(
     ] = False,
     widths: Annotated[str, typer.Option(help="Matryoshka's nested widths, such as 2,4,8.")] = "",
     seeds: Annotated[int, typer.Option(min=1, help="Seeds 0 … N−1, all trained together.")] = 3,
-    steps: Annotated[int, typer.Option(min=1)] = 4000,
+    steps: Annotated[int, typer.Option(help="Gradient steps.", min=1)] = 4000,
     batch: Annotated[int, typer.Option(min=1, help="Rows per step and model.")] = 512,
-    rate: Annotated[float | None, typer.Option(help="Peak learning rate; default 0.16/√F.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Peak learning rate; default 0.01.")] = None,
     head_weight: Annotated[
         float,
         typer.Option(min=0, help="Weight of the error's effect on the action; needs --policy."),
@@ -339,6 +339,44 @@ def import_(
     print(
         f"{out}: FVU {summary['fvu']:.5f} (affine {summary['fvu_affine']:.5f}), "
         f"L0 {summary['l0']:.2f}, {bound.transcoder.identity}"
+    )
+
+
+def finetune(
+    transcoder: Annotated[Path, typer.Argument(help="The version in use.")],
+    dataset: Annotated[Path, typer.Option(help="Collected after the drift, same hook point.")],
+    out: Annotated[Path, typer.Option(help="Directory of the next version.")],
+    steps: Annotated[int, typer.Option(help="Gradient steps.", min=1)] = 1000,
+    rate: Annotated[
+        float | None, typer.Option(help="Peak learning rate; default: 6 % of training's.")
+    ] = None,
+) -> None:
+    """Follow a drift: train on with feature ids kept; makes a new version beside the old."""
+    import torch
+    from rich.progress import Progress
+
+    from interlatent_live.transcoders.dataset import ActivationDataset
+    from interlatent_live.transcoders.native import load_transcoder
+    from interlatent_live.transcoders.training.finetune import finetune as run
+
+    torch.set_num_threads(1)
+    with Progress() as bar:
+        task = bar.add_task("finetune", total=steps)
+        done = run(
+            load_transcoder(transcoder),
+            ActivationDataset(dataset),
+            out,
+            steps=steps,
+            rate=rate,
+            command=_command_line(),
+            on_progress=lambda progress: bar.update(task, completed=progress.step),
+        )
+    provenance = done.loaded.provenance
+    print(
+        f"{out}: version {provenance.version}, FVU {done.before['fvu']:.5f} → "
+        f"{done.after['fvu']:.5f} on the new rows, {len(done.kept)} of "
+        f"{len(done.kept) + len(done.changed)} live features keep their ids, "
+        f"{done.loaded.transcoder.identity}"
     )
 
 

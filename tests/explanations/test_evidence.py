@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,19 +20,19 @@ HOOK = "hidden.1"
 def stream(seed=0, envs=3, steps=120, features=5, batch=16, boot="boot"):
     """Interleaved copies with episodes of several lengths, as batches of ``batch`` rows."""
     random = np.random.default_rng(seed)
-    rows = []
+    listed = []
     episode = np.zeros(envs, int)
     t = np.zeros(envs, int)
     length = random.integers(5, 25, envs)
     for now in range(steps):
         for env in range(envs):
-            rows.append((env, episode[env], t[env], now))
+            listed.append((env, episode[env], t[env], now))
             t[env] += 1
             if t[env] == length[env]:
                 episode[env] += 1
                 t[env] = 0
                 length[env] = random.integers(5, 25)
-    rows = np.array(rows)
+    rows: Any = np.array(listed)
     dense = np.where(
         random.random((len(rows), features)) < 0.3, random.random((len(rows), features)) + 0.1, 0
     )

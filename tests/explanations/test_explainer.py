@@ -273,5 +273,6 @@ def test_an_effect_of_the_opposite_sign_contradicts_the_claim(stream):
     assert explainer.claims[0].verdict is Verdict.VERIFIED
     explainer.set_effect(0, Interval(-0.4, -0.6, -0.2))
     explainer.rescore(time_of(stream.batches[-1]), last=True)
-    assert explainer.claims[0].verdict is Verdict.CONTRADICTED
+    (claim,) = explainer.claims[:1]
+    assert claim.verdict == Verdict.CONTRADICTED
     assert "opposite sign" in explainer.claims[0].reason

@@ -94,7 +94,8 @@ def test_a_perfect_score_from_few_episodes_is_no_certainty():
 
 
 def test_what_cannot_be_had_is_none_with_a_reason():
-    never = UnitCounts(*(np.zeros(5) for _ in range(3)), np.full(5, 10.0))
+    zeros = np.zeros(5)
+    never = UnitCounts(zeros, zeros, zeros, np.full(5, 10.0))
     assert balanced_accuracy_interval(never).value is None
     assert "never" in balanced_accuracy_interval(never).reason
     assert precision_interval(never).reason == "the predicate never held"

@@ -18,9 +18,9 @@ from tests.support.feeds import (
 
 
 def shown(state, width=80):
-    console = Console(file=io.StringIO(), width=width, force_terminal=False, color_system=None)
-    console.print(render(state))
-    return console.file.getvalue()
+    out = io.StringIO()
+    Console(file=out, width=width, force_terminal=False, color_system=None).print(render(state))
+    return out.getvalue()
 
 
 def full_state():
@@ -44,9 +44,9 @@ def test_a_terminal_of_24_lines_holds_all_of_it():
     batch = feature_batch(active=tuple((index, 1.0) for index in range(12)))
     wide = dataclasses.replace(batch.steps, metrics=np.full((2, 20), 0.123))
     state.on_features(dataclasses.replace(batch, steps=wide), received_ns=1)
-    console = Console(file=io.StringIO(), width=80, color_system=None)
-    console.print(render(state, room=room_for(24)))
-    lines = console.file.getvalue().splitlines()
+    out = io.StringIO()
+    Console(file=out, width=80, color_system=None).print(render(state, room=room_for(24)))
+    lines = out.getvalue().splitlines()
     assert len(lines) <= 24
     assert document.agents[0].agent in lines[1]
 
