@@ -6,6 +6,7 @@ for others the behaviour is measured by splicing, and what needs a tail is left 
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING
 
 import torch
@@ -32,7 +33,9 @@ def tail_of(policy: ActingPolicy, hook_point: str) -> Tail | None:
     return None
 
 
-def head_metric(policy: ActingPolicy, hook_point: str, y: Tensor) -> HeadMetric | None:
+def head_metric(
+    policy: ActingPolicy, hook_point: str, y: Tensor, device: torch.device | None = None
+) -> HeadMetric | None:
     """The head-weighted term at a hook point, or None where the tail is unknown.
 
     Discrete actions compare centred outputs, because adding a constant to all logits or values
@@ -44,11 +47,14 @@ def head_metric(policy: ActingPolicy, hook_point: str, y: Tensor) -> HeadMetric 
         policy: whose tail.
         hook_point: name or span.
         y: float [n, d_out] training outputs, for the variances.
+        device: where the metric will be used; the policy itself stays where it is.
     """
-    tail = tail_of(policy, hook_point)
-    if tail is None or not isinstance(policy.module, MlpPolicy):
+    if not isinstance(policy.module, MlpPolicy):
         return None
-    module = policy.module
+    device = device or torch.device("cpu")
+    module = copy.deepcopy(policy.module).to(device)
+    tail = module.tail_from(span_ends(hook_point)[1])
+    y = y.to(device)
     compared = _compared(tail, module.spec.output, y)
     with torch.no_grad():
         outputs = compared(y).double()
@@ -58,9 +64,9 @@ def head_metric(policy: ActingPolicy, hook_point: str, y: Tensor) -> HeadMetric 
     last_hidden = f"hidden.{module.spec.hidden_count - 1}"
     squashed = module.spec.output in (Output.TANH, Output.TANH_SCALE)
     if span_ends(hook_point)[1] in (last_hidden, "head") and not squashed:
-        zero = torch.zeros(1, y.shape[1])
+        zero = torch.zeros(1, y.shape[1], device=device)
         with torch.no_grad():
-            matrix = compared(torch.eye(y.shape[1])) - compared(zero)
+            matrix = compared(torch.eye(y.shape[1], device=device)) - compared(zero)
         return LinearHead(matrix, variance)
     return CurvedTail(compared, variance)
 

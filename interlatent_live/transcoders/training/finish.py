@@ -45,6 +45,29 @@ def fold(
     return {name: tensor.float() for name, tensor in tensors.items()}
 
 
+def unfold(transcoder: Transcoder, scales: Scales) -> dict[str, Tensor]:
+    """The inverse of :func:`fold`: parameters in the normalised units of ``scales``."""
+    own = {
+        name: tensor.detach().to("cpu", torch.float64)
+        for name, tensor in transcoder.tensors().items()
+    }
+    x_mean, x_scale = scales.x_mean.double(), scales.x_scale.double()
+    y_scale = scales.y_scale
+    b_dec = own["b_dec"] - scales.y_mean.double()
+    parameters = {
+        "W_enc": own["W_enc"] * x_scale[:, None],
+        "b_enc": (own["b_enc"] + x_mean @ own["W_enc"])[None],
+        "W_dec": own["W_dec"] / y_scale,
+    }
+    if transcoder.W_skip is not None:
+        parameters["W_skip"] = own["W_skip"] * x_scale[:, None] / y_scale
+        b_dec = b_dec + x_mean @ own["W_skip"]
+    parameters["b_dec"] = (b_dec / y_scale)[None]
+    if transcoder.config.architecture is Architecture.JUMPRELU:
+        parameters["log_threshold"] = own["threshold"].clamp_min(1e-6).log()[None]
+    return {name: tensor.float() for name, tensor in parameters.items()}
+
+
 def finish(
     config: TranscoderConfig, parameters: Mapping[str, Tensor], data: HookData
 ) -> Transcoder:

@@ -176,7 +176,7 @@ def _hook_data(
     split = split_by_episode(rows.episode)
     head = None
     if recipe.head_weight > 0 and policy is not None and request.target is Target.OUTPUT:
-        head = head_metric(policy, name, torch.from_numpy(rows.y[split.train]))
+        head = head_metric(policy, name, torch.from_numpy(rows.y[split.train]), device)
     return hook_data(
         rows,
         split,

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from interlatent_live.transcoders.config import Architecture, Target
 from interlatent_live.transcoders.training.selection import batch_cuts, gate, keep_from, row_cuts
+from interlatent_live.transcoders.training.sparse_step import SPARSE_SHARE, sparse_step
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -66,7 +67,7 @@ class Stack:
             parameter.grad = torch.zeros_like(parameter)
         self.optimizer = torch.optim.Adam(
             list(self.parameters.values()),
-            lr=recipe.rate(config.n_features),
+            lr=recipe.rate(),
             betas=(recipe.beta1, recipe.beta2),
             fused=True,
         )
@@ -75,6 +76,12 @@ class Stack:
         self.stats = StepStats(*(torch.zeros(self.models, device=device) for _ in range(3)))
         # On a CPU one model's [n, F] fits the cache and a stack's does not.
         self.chunk = self.models if device.type == "cuda" else 1
+        self.sparse = (
+            device.type == "cpu"
+            and config.architecture in (Architecture.TOPK, Architecture.BATCHTOPK)
+            and (config.k or 0) <= SPARSE_SHARE * config.n_features
+        )
+        """Whether steps work on the support only; the results are the same up to rounding."""
 
     def chunks(self) -> list[slice]:
         """The models that are computed together, in order."""
@@ -103,6 +110,21 @@ class Stack:
             error_gradient: further loss on e = ŷ − y [m, n, d_out]: its gradient, same shape.
             record: whether to fill :attr:`stats` for these models.
         """
+        if self.sparse:
+            self._compute_sparse(models, x, y, error_gradient=error_gradient, record=record)
+        else:
+            self._compute_dense(models, x, y, step, error_gradient=error_gradient, record=record)
+
+    def _compute_dense(
+        self,
+        models: slice,
+        x: Tensor,
+        y: Tensor,
+        step: int,
+        *,
+        error_gradient: Callable[[Tensor], Tensor] | None,
+        record: bool,
+    ) -> None:
         config, n = self.config, x.shape[1]
         W_enc, b_enc, W_dec, b_dec = (
             self.parameters[name][models] for name in ("W_enc", "b_enc", "W_dec", "b_dec")
@@ -141,9 +163,46 @@ class Stack:
         if self.recipe.aux_weight > 0:
             self._revive(models, x, pre, error)
 
+    def _compute_sparse(
+        self,
+        models: slice,
+        x: Tensor,
+        y: Tensor,
+        *,
+        error_gradient: Callable[[Tensor], Tensor] | None,
+        record: bool,
+    ) -> None:
+        own = {name: parameter[models.start] for name, parameter in self.parameters.items()}
+        pre = torch.addmm(own["b_enc"], x[0], own["W_enc"])
+        k = self.config.k or 0
+        if self.config.architecture is Architecture.TOPK:
+            cuts = row_cuts(pre, k)
+        else:
+            cuts = batch_cuts(pre[None], k * len(pre))[0]
+        further = None
+        if error_gradient is not None:
+            outer = error_gradient
+
+            def further(error: Tensor) -> Tensor:
+                return outer(error[None])[0]
+
+        step = sparse_step(own, x[0], y[0], pre, cuts, error_gradient=further)
+        for name, gradient in step.gradients.items():
+            self._gradient(name)[models.start] = gradient
+        since = self.since_fired[models.start]
+        since += 1
+        since.masked_fill_(step.fired, 0)
+        if record:
+            dead = since > self.recipe.dead_window
+            self.stats.loss[models] = step.error.square().sum() / len(pre)
+            self.stats.l0[models] = step.active / len(pre)
+            self.stats.dead[models] = dead.sum().float()
+        if self.recipe.aux_weight > 0:
+            self._revive(models, x, pre[None], step.error[None])
+
     def advance(self, step: int) -> None:
         """Apply the gradients of ``step`` to every model."""
-        rate = self.recipe.rate(self.config.n_features) * self.recipe.schedule(step)
+        rate = self.recipe.rate() * self.recipe.schedule(step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()

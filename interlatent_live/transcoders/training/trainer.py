@@ -20,7 +20,7 @@ from torch import Tensor
 
 from interlatent_live.errors import CorruptFileError, UserError
 from interlatent_live.transcoders.tensorfiles import read_checked_tensors, replace_file
-from interlatent_live.transcoders.training.finish import finish
+from interlatent_live.transcoders.training.finish import finish, unfold
 from interlatent_live.transcoders.training.order import RowOrder
 from interlatent_live.transcoders.training.stack import Stack
 
@@ -69,6 +69,8 @@ class Trainer:
         device: where.
         fingerprint: anything else that decides the result (dataset hash); part of what a checkpoint
             must match.
+        start: trained transcoders to go on from, by job; others start from their seed.
+        after_step: a projection of each stack's parameters, applied after each step.
 
     Raises:
         UserError: when a job's widths are not its hook point's, or a head-weighted loss is asked
@@ -83,8 +85,10 @@ class Trainer:
         *,
         device: torch.device | None = None,
         fingerprint: str = "",
+        start: Mapping[Job, Transcoder] | None = None,
+        after_step: Callable[[Stack], None] | None = None,
     ) -> None:
-        self.recipe, self.data = recipe, data
+        self.recipe, self.data, self._after_step = recipe, data, after_step
         self.device = device or torch.device("cpu")
         if recipe.bf16 and self.device.type != "cuda":
             raise UserError("bf16 pays on CUDA only; train in float32 on this device")
@@ -101,6 +105,9 @@ class Trainer:
             (hook, seed): RowOrder(len(data[hook].x), recipe.batch, seed, self.device)
             for hook, seed in {(job.hook_point, job.seed) for job in jobs}
         }
+        for job, transcoder in (start or {}).items():
+            self._start_from(job, transcoder)
+            fingerprint += transcoder.identity
         self.step = 0
         names = [job.name for _, group in self.groups for job in group]
         described = msgspec.json.encode([names, list(grouped), recipe, fingerprint])
@@ -213,6 +220,14 @@ class Trainer:
             stack.since_fired.copy_(loaded[f"{index}.since_fired"])
         self.step = step
 
+    def _start_from(self, job: Job, transcoder: Transcoder) -> None:
+        parameters = unfold(transcoder, self.data[job.hook_point].scales)
+        for stack, group in self.groups:
+            if job in group:
+                with torch.no_grad():
+                    for name, value in parameters.items():
+                        stack.parameters[name][group.index(job)].copy_(value)
+
     def _jobs(self) -> list[Job]:
         return [job for _, group in self.groups for job in group]
 
@@ -231,6 +246,8 @@ class Trainer:
                 head = self._head_gradient(members, y) if self.recipe.head_weight > 0 else None
                 stack.compute(models, x, y, self.step, error_gradient=head, record=record)
             stack.advance(self.step)
+            if self._after_step is not None:
+                self._after_step(stack)
         self.step += 1
 
     def _head_gradient(self, members: Sequence[Job], y: Tensor) -> Callable[[Tensor], Tensor]:

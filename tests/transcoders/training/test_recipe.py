@@ -16,9 +16,9 @@ def test_the_rate_rises_stays_and_falls():
     assert Recipe(steps=5, warmup=0.0, decay=0.0).schedule(3) == 1.0
 
 
-def test_the_rate_falls_with_the_root_of_the_width():
-    assert Recipe().rate(1024) == pytest.approx(Recipe().rate(256) / 2)
-    assert Recipe(learning_rate=0.5).rate(1024) == 0.5
+def test_a_given_rate_beats_the_default():
+    assert Recipe(learning_rate=0.5).rate() == 0.5
+    assert 0 < Recipe().rate() < 0.5
 
 
 @pytest.mark.parametrize(

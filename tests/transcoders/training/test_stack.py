@@ -108,12 +108,16 @@ CASES = [
 ]
 
 
+@pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize("dead_share", [0.0, 0.5])
 @pytest.mark.parametrize(("kind", "skip", "target"), CASES)
-def test_gradients_are_those_of_the_loss(kind, skip, target, dead_share):
+def test_gradients_are_those_of_the_loss(kind, skip, target, dead_share, sparse):
+    if sparse and kind not in (Architecture.TOPK, Architecture.BATCHTOPK):
+        pytest.skip("only a bounded number of features on can be worked on sparsely")
     config = config_of(kind, skip=skip, target=target)
     recipe = Recipe(steps=10, batch=N, bandwidth=BANDWIDTH, l1_warmup=0.0, l0_weight=0.5)
     stack = Stack(config, [1, 2, 3], recipe, CPU)
+    stack.sparse = sparse
     generator = torch.Generator().manual_seed(9)
     with torch.no_grad():
         for parameter in stack.parameters.values():
@@ -142,9 +146,11 @@ def test_gradients_are_those_of_the_loss(kind, skip, target, dead_share):
         assert stack.stats.dead[model] == (stack.since_fired[model] > recipe.dead_window).sum()
 
 
-def test_a_further_error_term_adds_its_gradient():
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_further_error_term_adds_its_gradient(sparse):
     config = config_of(Architecture.BATCHTOPK)
     stack = Stack(config, [1], Recipe(batch=N, aux_weight=0), CPU)
+    stack.sparse = sparse
     generator = torch.Generator().manual_seed(4)
     x, y = torch.randn(1, N, 5, generator=generator), torch.randn(1, N, 6, generator=generator)
     metric = torch.randn(6, 6, generator=generator)
@@ -185,3 +191,14 @@ def test_autoencoders_start_tied():
     W_enc, W_dec = stack.parameters["W_enc"][0], stack.parameters["W_dec"][0]
     cosine = torch.nn.functional.cosine_similarity(W_enc.T, W_dec, dim=1)
     torch.testing.assert_close(cosine, torch.ones(16))
+
+
+def test_the_support_is_worked_on_where_it_pays():
+    def stack(kind, k, n_features):
+        config = TranscoderConfig(architecture=kind, d_in=4, d_out=4, n_features=n_features, k=k)
+        return Stack(config, [0], Recipe(), CPU)
+
+    assert stack(Architecture.BATCHTOPK, 8, 1024).sparse
+    assert stack(Architecture.TOPK, 8, 1024).sparse
+    assert not stack(Architecture.BATCHTOPK, 8, 256).sparse
+    assert not stack(Architecture.JUMPRELU, 8, 1024).sparse
