@@ -10,7 +10,8 @@ import interlatent_live
 envs = gym.make_vec("CartPole-v1", num_envs=8, vectorization_mode="sync")
 actor = torch.nn.Sequential(torch.nn.Linear(4, 64), torch.nn.Tanh(), torch.nn.Linear(64, 2))
 optimiser = torch.optim.Adam(actor.parameters(), lr=1e-3)
-with interlatent_live.attach(actor, ["0"], env=envs, endpoint=sys.argv[1], agent="vector") as tap:
+tap = interlatent_live.attach(actor, ["0"], env=envs, endpoint=sys.argv[1], learning=True)
+with tap:
     envs = tap.wrap(envs)
     obs, _ = envs.reset(seed=0)
     for _ in range(int(sys.argv[2]) // 8):

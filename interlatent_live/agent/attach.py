@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
 from interlatent_live.agent.acting import Point
-from interlatent_live.agent.hooks import HookSet, known_widths, resolve
+from interlatent_live.agent.hooks import HookSet, known_widths, resolve, weights_watch
 from interlatent_live.agent.metrics import MetricSet
 from interlatent_live.agent.options import DEFAULT_ENDPOINT, TapOptions
 from interlatent_live.agent.tap import Tap
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from interlatent_live.agent.metrics import MetricPack
     from interlatent_live.agent.options import Autoreset
     from interlatent_live.stream import MetricSpec
+
+
+LEARNING: Final = "learning-from:"
+"""Stands before the hash a policy had when it began to learn, so that it matches no transcoder."""
 
 
 def attach(
@@ -68,10 +72,12 @@ def attach(
     modules = resolve(policy, hook_points)
     if metrics is None and env is not None:
         metrics = MetricSet.from_env(env)
+    chosen = TapOptions(agent=agent, endpoint=endpoint, **options)
+    identity = policy_hash(policy)
     tap = Tap(
         metrics,
-        TapOptions(agent=agent, endpoint=endpoint, **options),
-        policy_hash=policy_hash(policy),
+        chosen,
+        policy_hash=f"{LEARNING}{identity}" if chosen.learning else identity,
         env=env,
         env_count=env_count,
         autoreset=autoreset,
@@ -91,6 +97,8 @@ def attach(
 
         lane = CudaLane(device)
         tap.use_lane(lane)
+    if not chosen.learning:
+        tap.watch(weights_watch(policy))
     hooks = HookSet(modules, tap.points, tap.gate, lane)
     tap.on_close(hooks.remove)
     return tap

@@ -199,6 +199,38 @@ def _width_through(
     return None
 
 
+WATCHED: Final = 4
+"""Parameters looked at on each step; an optimiser's step touches them all."""
+ALL_EVERY: Final = 64
+"""After how many steps every parameter is looked at, for changes of single layers."""
+
+
+def weights_watch(policy: nn.Module) -> Callable[[], bool]:
+    """A cheap question for each step: whether a weight changed in place since now.
+
+    It reads the version counters that autograd keeps per tensor, not the weights. Buffers, such as
+    the running statistics of a batch norm that learns while acting, are not watched.
+    """
+    # Tensors made in inference mode carry no counter, and cannot be trained either.
+    every = [parameter for parameter in policy.parameters() if not parameter.is_inference()]
+    few = every[:: max(1, len(every) // WATCHED)][:WATCHED]
+    known_few = sum(parameter._version for parameter in few)  # noqa: SLF001  torch's own counter
+    known = sum(parameter._version for parameter in every)  # noqa: SLF001  likewise
+    calls = 0
+
+    def changed() -> bool:
+        nonlocal calls
+        calls += 1
+        if calls % ALL_EVERY == 0:
+            return sum(parameter._version for parameter in every) != known  # noqa: SLF001  likewise
+        total = 0
+        for parameter in few:
+            total += parameter._version  # noqa: SLF001  likewise
+        return total != known_few
+
+    return changed
+
+
 class HookSet:
     """The hooks of one tap: registered at construction, gone after :meth:`remove`."""
 

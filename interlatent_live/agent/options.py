@@ -72,6 +72,10 @@ class TapOptions:
             features.
         transcoders: what encodes each hook point under ``encode_at="agent"``.
         keys: CURVE keys, needed for endpoints beyond this machine.
+        learning: the policy learns while it is attached. Its stream then carries no policy hash
+        that
+            a transcoder could be bound to. Unless said, a change of weights is noticed, and from
+            then on steps carry metrics and no activations: they would be another policy's.
         silent_after: after how many steps a hook point that never fired is reported.
         strict: raise errors of the tap instead of counting them (for tests).
         require_oversight: reserved: act only while somebody oversees. Not offered yet.
@@ -98,6 +102,7 @@ class TapOptions:
     encode_at: str = "encoder"
     transcoders: Mapping[str, LoadedTranscoder | Path | str] | None = None
     keys: ClientKeys | None = None
+    learning: bool = False
     silent_after: int = 200
     strict: bool = False
     require_oversight: bool = False

@@ -162,8 +162,8 @@ class TappedVecEnv(VecEnvWrapper):
 class InterlatentCallback(BaseCallback):
     """Streams the steps a model takes while it learns.
 
-    The stream carries the hash the policy had when learning began; transcoders bound to it are
-    refused afterwards by the hash of the trained policy, as they must be.
+    A learning policy is another one after each update, so its stream carries no policy hash that a
+    transcoder could be bound to (``learning=True`` of :func:`interlatent_live.attach`).
 
     Args:
         hook_points: module names within ``model.policy``.
@@ -187,7 +187,13 @@ class InterlatentCallback(BaseCallback):
     def _on_training_start(self) -> None:
         env = self.training_env
         metrics = MetricSet.from_env(env) if self._metrics is None else self._metrics
-        self.tap = attach(self.model.policy, self._hook_points, metrics, env=env, **self._options)
+        self.tap = attach(
+            self.model.policy,
+            self._hook_points,
+            metrics,
+            env=env,
+            **({"learning": True} | self._options),
+        )
         self._reporter = StepReporter(self.tap, env)
         # Set by the algorithm just before the callbacks start.
         self._reporter.begin(self.model._last_obs)  # noqa: SLF001  there is no other way to it

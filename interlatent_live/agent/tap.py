@@ -107,6 +107,9 @@ class Tap:
         self._closed = False
         self._info: Mapping[str, Any] = {}
         self._thread_told = False
+        self._changed: Callable[[], bool] | None = None
+        self.changed = False
+        """Whether the policy's weights changed while it was attached."""
         self._row_width = self.metrics.row_width
         self._silent_after = self.options.silent_after
         self._row = np.full(self.metrics.row_width, np.nan)
@@ -166,6 +169,10 @@ class Tap:
     def use_lane(self, lane: Lane) -> None:
         """Copy activations through a device lane; before the first step."""
         self._writer.lane = lane
+
+    def watch(self, changed: Callable[[], bool]) -> None:
+        """Ask ``changed`` at each step whether the policy still is the one of the manifest."""
+        self._changed = changed
 
     def on_close(self, action: Callable[[], None]) -> None:
         """Do something when the tap closes, such as taking hooks off."""
@@ -260,6 +267,8 @@ class Tap:
                 if row.shape[-1] != self._row_width:
                     row = self.metrics.whole(row)
                 writer = self._writer
+                if self._changed is not None and self._changed():
+                    self._weights_changed()
                 writer.complete(row, terminated, truncated, controller)
                 if writer.calls == self._silent_after:
                     self._report_silence()
@@ -433,6 +442,17 @@ class Tap:
             self._thread_told = True
             logger.error(sentence)
         return False
+
+    def _weights_changed(self) -> None:
+        self._changed = None
+        self._writer.stale = True
+        self.changed = True
+        logger.warning(
+            "the policy's weights changed after it was attached, so it is no longer %s: its steps "
+            "go on with metrics and without activations; attach it anew, or attach with "
+            "learning=True",
+            self.policy_hash,
+        )
 
     def _report_silence(self) -> None:
         for point in self._silent():

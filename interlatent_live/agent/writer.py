@@ -86,6 +86,9 @@ class StepWriter:
         self.lane: Lane | None = None
         self.calls = 0
         self.sampled_out = 0
+        self.stale = False
+        """Whether the policy is no longer the one of the manifest: steps then have no
+        activations."""
         self.blocks = False
         """Whether a full ring makes a step wait; set once there is a sender to wait for."""
         self._options = options
@@ -147,7 +150,7 @@ class StepWriter:
             clock.one_t = t + 1
         recording = gate.recording
         if recording or flags:
-            if not recording or self._lacks_activations(ring, gate.block):
+            if not recording or self.stale or self._lacks_activations(ring, gate.block):
                 flags |= _SILENT
             if self.lane is not None:
                 self.lane.flush(gate)
@@ -180,7 +183,7 @@ class StepWriter:
         count = int(np.count_nonzero(keep))
         self.sampled_out += int(np.count_nonzero(steps)) - count
         if count:
-            silent = not gate.recording or self._lacks_activations(ring, gate.block)
+            silent = not gate.recording or self.stale or self._lacks_activations(ring, gate.block)
             if self.lane is not None:
                 self.lane.flush(gate)
             self._fill(ring, rows, at, controller, keep, at_ns=time_ns(), silent=silent)

@@ -155,7 +155,9 @@ def test_forwards_made_for_learning_are_never_steps(policy):
     target = CounterPolicy()
     optimiser = torch.optim.SGD(policy.parameters(), lr=0.0)
     env = CounterEnv(4)
-    with attach(policy, HOOKS, env=env, endpoint=None, y_every=1, strict=True) as tap:
+    with attach(
+        policy, HOOKS, env=env, endpoint=None, y_every=1, strict=True, learning=True
+    ) as tap:
         env = tap.wrap(env)
         obs, _ = env.reset()
         for i in range(12):

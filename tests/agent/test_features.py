@@ -73,7 +73,7 @@ def test_features_are_the_encoders_and_random_actions_have_none(tmp_path, by_pat
                 if terminated or truncated:
                     obs, _ = env.reset()
         assert until(lambda: len(service.column("seq")) == 60)
-        assert tap.boot_id in service.goodbyes
+        assert until(lambda: tap.boot_id in service.goodbyes)
     assert service.hellos[0].transcoders == {HOOK: given.transcoder.identity}
     row = 0
     for message in service.delivered:

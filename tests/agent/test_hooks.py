@@ -19,6 +19,7 @@ from interlatent_live import attach
 from interlatent_live.agent.acting import Gate
 from interlatent_live.agent.hooks import known_widths
 from interlatent_live.errors import UserError
+from interlatent_live.policies.hashing import policy_hash
 
 
 def tapped(policy, hooks, **options):
@@ -226,7 +227,7 @@ def test_bad_lists_of_hook_points(hooks, message):
 
 def test_what_cannot_be_hooked_is_refused_with_the_reason():
     with pytest.raises(UserError, match=r"not a torch\.nn\.Module"):
-        attach(print, ["0"], endpoint=None)  # type: ignore[arg-type] # the mistake itself
+        attach(print, ["0"], endpoint=None)
     with pytest.raises(UserError, match="in place"):
         attach(nn.Sequential(nn.Linear(2, 2), nn.ReLU(inplace=True)), ["1"], endpoint=None)
 
@@ -453,3 +454,47 @@ def test_a_hook_point_that_never_shows_its_width_is_left_out(caplog):
         assert sum(len(b.steps) for b in drain(tap)) == 10
     assert "'free'" in caplog.text
     assert tap.stats().refused_forwards["free"] == {"late": 1}
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_policy_that_changed_is_no_longer_the_one_of_the_manifest(n, caplog):
+    policy = mlp()
+    env = {} if n == 1 else {"env_count": n, "autoreset": "same_step"}
+    obs = torch.zeros(n, 6)
+    with tapped(policy, ["0"], **env) as tap, caplog.at_level(logging.WARNING):
+        for i in range(6):
+            with torch.no_grad():
+                policy(obs)
+                if i == 3:
+                    for weights in policy.parameters():  # as an optimiser's step does
+                        weights.mul_(0.9)
+            tap.step(terminated=np.zeros(n, bool))
+        (batch,) = drain(tap)
+        assert tap.changed
+        assert tap.policy_hash != policy_hash(policy)
+    silent = (batch.steps.flags & 4) != 0
+    assert silent.tolist() == [False] * 3 * n + [True] * 3 * n
+    assert len([r for r in caplog.records if "weights changed" in r.getMessage()]) == 1
+
+
+def test_one_changed_layer_is_found_too():
+    policy = nn.Sequential(*(nn.Linear(2, 2) for _ in range(20)))
+    with tapped(policy, ["0"]) as tap, torch.no_grad():
+        policy[7].bias.add_(1.0)
+        for _ in range(64):
+            policy(torch.zeros(1, 2))
+            tap.step()
+        assert tap.changed
+
+
+def test_a_learning_policy_is_bound_to_no_transcoder():
+    policy = mlp()
+    with tapped(policy, ["0"], learning=True) as tap, torch.no_grad():
+        for _ in range(3):
+            policy(torch.zeros(1, 6))
+            tap.step()
+            policy[0].bias.add_(1.0)
+        (batch,) = drain(tap)
+        assert not tap.changed
+    assert tap.policy_hash.startswith("learning-from:sha256:")
+    assert not batch.steps.flags.any()

@@ -181,6 +181,6 @@ def test_continuous_actions_are_what_reached_the_environment():
 def test_the_model_itself_is_not_a_policy():
     model = PPO("MlpPolicy", "CartPole-v1", n_steps=8, batch_size=8, **SMALL)
     with pytest.raises(UserError, match=r"model\.policy"):
-        attach(model, ["x"], endpoint=None)  # type: ignore[arg-type] # the mistake itself
+        attach(model, ["x"], endpoint=None)
     with pytest.raises(UserError, match="closest are 'mlp_extractor"):
         attach(model.policy, ["mlp_extractor.policynet.0"], endpoint=None)

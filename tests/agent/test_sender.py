@@ -322,7 +322,13 @@ def test_learning_in_between_is_never_a_step(policy):
     env = CounterEnv(5)
     with Service() as service:
         with attach(
-            policy, ["first"], env=env, endpoint=service.endpoint, y_every=1, strict=True
+            policy,
+            ["first"],
+            env=env,
+            endpoint=service.endpoint,
+            y_every=1,
+            strict=True,
+            learning=True,
         ) as tap:
             env = tap.wrap(env)
             obs, _ = env.reset()
