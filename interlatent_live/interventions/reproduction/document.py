@@ -167,15 +167,11 @@ def paragraph(data: dict[str, Any]) -> str:
         f"{max(gains):+.0f} for the better layer of a single policy; the published gain is +62, "
         f"and {big} of {n} policies gain at least half of it."
     )
-    arithmetic = (
-        "At hidden.1 this could not be otherwise: a constant added before a linear head is a "
-        "constant added to the logits, so unconditional steering there *is* a logit bias."
-    )
     sentences = [
         opening,
         steered,
         _against_bias(summary, beating, n),
-        arithmetic,
+        _arithmetic(summary),
         _random(pooled),
         _knees(summary, settings["widths"]),
         _conditional(summary, n),
@@ -196,6 +192,16 @@ def _against_bias(summary: dict[str, Any], beating: int, n: int) -> str:
     )
 
 
+def _arithmetic(summary: dict[str, Any]) -> str:
+    text = (
+        "At hidden.1 a constant added before a linear head is a constant added to the logits, so "
+        "unconditional steering there *is* a logit bias"
+    )
+    if wins(summary, "feature at hidden.1", "bias"):
+        text += "; where it beats the chosen bias, the difference lies in the choosing"
+    return text + "."
+
+
 def _random(pooled: dict[str, Any]) -> str:
     parts = [
         f"{_signed(pooled[f'random direction at hidden.{layer}']['over']['unsteered'])} "
@@ -210,12 +216,13 @@ def _knees(summary: dict[str, Any], widths: Iterable[int]) -> str:
     returns = " / ".join(f"{both[str(width)]['mean']:.0f}" for width in widths)
     knees = summary["knees"]
     counted = ", ".join(
-        f"{knees.count(knee)} at {knee if knee is not None else 'none of the widths'}"
+        f"{knee if knee is not None else 'none of these'} for {knees.count(knee)}"
         for knee in sorted(set(knees), key=lambda value: value or 10**6)
     )
     return (
         f"With both layers replaced by transcoders of {' / '.join(map(str, widths))} features the "
-        f"policies hold {returns}; the smallest width that keeps 90 % of the return: {counted}."
+        f"policies hold {returns}; the smallest width that keeps 90 % of the return is {counted} "
+        "of them."
     )
 
 
@@ -229,10 +236,11 @@ def _conditional(summary: dict[str, Any], n: int) -> str:
         f"in {over_bias} of {n} policies, by {_signed(row['over']['bias'])} on average"
     )
     if over_same == 0:
+        verb = "does better" if row["over"]["conditional_bias"]["high"] < 0 else "does no worse"
         return (
-            f"{opening}; but a logit bias under a condition, searched in the same way, does no "
-            f"worse ({_signed(row['over']['conditional_bias'])} for the feature, ahead in none of "
-            "the policies): the condition is what helps, not the feature."
+            f"{opening}; but a logit bias under a condition, searched in the same way, {verb} "
+            f"({_signed(row['over']['conditional_bias'])} for the feature, ahead in none of the "
+            "policies): the condition is what helps, not the feature."
         )
     return (
         f"{opening}, and a logit bias under a condition in {over_same} of {n}, by "
@@ -248,9 +256,8 @@ def _cost(data: dict[str, Any]) -> str:
         else f"Finished from {data['resumed']} policies of an interrupted run"
     )
     return (
-        f"{whole}; each policy took {min(each):.0f} to {max(each):.0f} s of "
-        f"one core. "
-        f"Settings {data['settings_digest']}."
+        f"{whole}, which used {sum(each) / 60:.1f} minutes of processor time together "
+        f"({min(each):.0f} to {max(each):.0f} s per policy). Settings {data['settings_digest']}."
     )
 
 

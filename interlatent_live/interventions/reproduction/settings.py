@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from typing import Any
 
 HOOK_POINTS = ("hidden.0", "hidden.1")
 
@@ -55,6 +56,10 @@ class Settings:
     selection_seed: int = 1_000_000
     held_out_seed: int = 2_000_000
     evaluation_seed: int = 3_000_000
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
 
     def digest(self) -> str:
         """Names these settings in files, so that a resumed run cannot mix two."""
