@@ -373,8 +373,10 @@ def finetune(
         )
     provenance = done.loaded.provenance
     print(
-        f"{out}: version {provenance.version}, FVU {done.before['fvu']:.5f} → "
-        f"{done.after['fvu']:.5f} on the new rows, {len(done.kept)} of "
+        f"{out}: version {provenance.version}, FVU on the new rows {done.before['fvu']:.5f} at L0 "
+        f"{done.before['l0']:.1f} (recalibrated {done.recalibrated['fvu']:.5f} at "
+        f"{done.recalibrated['l0']:.1f}) → {done.after['fvu']:.5f} at {done.after['l0']:.1f}, "
+        f"{len(done.kept)} of "
         f"{len(done.kept) + len(done.changed)} live features keep their ids, "
         f"{done.loaded.transcoder.identity}"
     )

@@ -1,6 +1,7 @@
 """Run in the peers' environment: load folders with SAELens' own classes, apply, write outputs."""
 # ruff: noqa: T201 - a script's output is its answer
-# mypy: disable-error-code="import-not-found" - the peers are not in our environment
+# The peers are not in our environment.
+# mypy: disable-error-code="import-not-found"
 
 import json
 import sys

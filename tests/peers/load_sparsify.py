@@ -1,6 +1,7 @@
 """Run in the peers' environment: load folders with sparsify's own class, apply, write outputs."""
 
-# mypy: disable-error-code="import-not-found" - the peers are not in our environment
+# The peers are not in our environment.
+# mypy: disable-error-code="import-not-found"
 
 import json
 import sys

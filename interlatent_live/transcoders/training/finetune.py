@@ -25,6 +25,7 @@ from interlatent_live.transcoders.evaluation.features import activations_csc
 from interlatent_live.transcoders.evaluation.reconstruction import reconstruction_summary
 from interlatent_live.transcoders.evaluation.stability import match_features
 from interlatent_live.transcoders.native import LoadedTranscoder, save_transcoder
+from interlatent_live.transcoders.training.finish import finish, unfold
 from interlatent_live.transcoders.training.job import Job, fit_baselines, hook_data
 from interlatent_live.transcoders.training.recipe import RATE, Normalise, Recipe
 from interlatent_live.transcoders.training.trainer import Trainer, TrainProgress
@@ -52,7 +53,10 @@ class FineTuned:
 
     loaded: LoadedTranscoder
     before: dict[str, Any]
-    """Reconstruction of the old version on the new held-out rows."""
+    """Reconstruction of the old version on the new held-out rows, as it is."""
+    recalibrated: dict[str, Any]
+    """The same with its threshold recalibrated on the new rows: what no training at all would give
+    at the new version's L0. A drift often shows as more features on, which flatters ``before``."""
     after: dict[str, Any]
     kept: tuple[int, ...]
     """Live features that keep id and meaning: best match of their former self, cosine ≥ 0.8."""
@@ -121,6 +125,9 @@ def finetune(
         fit_baselines(torch.from_numpy(rows.x[split.train]), torch.from_numpy(y_train[split.train]))
     )
     before = reconstruction_summary(rebased, x_test, y_test)
+    same = unfold(transcoder, data.scales)
+    untrained = finish(config, same, data)
+    recalibrated = reconstruction_summary(untrained, x_test, y_test)
     after = reconstruction_summary(new, x_test, y_test)
     kept, changed = identities_kept(transcoder, new, rows.x[split.test])
     provenance = msgspec.structs.replace(
@@ -143,7 +150,9 @@ def finetune(
         parent=transcoder.identity,
     )
     path = save_transcoder(out, new, provenance)
-    return FineTuned(LoadedTranscoder(new, provenance, path), before, after, kept, changed)
+    return FineTuned(
+        LoadedTranscoder(new, provenance, path), before, recalibrated, after, kept, changed
+    )
 
 
 class _Cone:
