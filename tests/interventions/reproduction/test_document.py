@@ -23,6 +23,7 @@ def policy(seed, gains, returns_by_width=(30.0, 200.0, 250.0), unsteered=260.0):
     return {
         "training_seed": seed,
         "cpu_seconds": 60.0,
+        "percentile": {"feature at hidden.0": 0.9, "feature at hidden.1": 0.5},
         "arms": [
             {
                 "family": family,
