@@ -98,10 +98,12 @@ class TappedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
             truncated=ends[1],
             t=tap.steps_in_episode,
         )
-        metrics.fill_named(row, self.extra)
+        if self.extra:
+            metrics.fill_named(row, self.extra)
         tap.complete(row, *ends, self.controller)
-        metrics.fill_named(row, dict.fromkeys(self.extra, np.nan))
-        self.extra = {}
+        if self.extra:
+            metrics.fill_named(row, dict.fromkeys(self.extra, np.nan))
+            self.extra = {}
         self._now = later
 
 

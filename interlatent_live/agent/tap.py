@@ -340,7 +340,8 @@ class Tap:
     @property
     def steps_in_episode(self) -> int | NDArray[np.uint32]:
         """Step within the episode of the next row: an int, or [n] for n copies."""
-        return self._writer.clock.t
+        clock = self._writer.clock
+        return clock.one_t if clock.n == 1 else clock.t
 
     def wrap(self, env: Any) -> Any:
         """The environment, wrapped so that every step of it is streamed with its metrics.
