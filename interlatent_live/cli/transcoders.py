@@ -24,8 +24,8 @@ _HOOK_HELP = (
 
 
 def collect(
-    policy: Annotated[str, typer.Argument(help=_POLICY_HELP)],
     out: Annotated[Path, typer.Option(help="Directory of the dataset.")],
+    policy: Annotated[str, typer.Argument(help=_POLICY_HELP)] = "",
     hook_point: Annotated[
         list[str] | None, typer.Option("--hook-point", "-p", help=_HOOK_HELP)
     ] = None,
@@ -44,6 +44,10 @@ def collect(
     start: Annotated[float, typer.Option(min=0, help="Spread of disturbed starts; 0: none.")] = 0.0,
     push: Annotated[float, typer.Option(min=0, help="Strength of pushes; 0: none.")] = 0.0,
     push_interval: Annotated[float, typer.Option(min=0, help="Mean seconds between pushes.")] = 0.0,
+    recording: Annotated[
+        Path | None,
+        typer.Option(help="Collect what a recorded agent did, instead of running a policy."),
+    ] = None,
 ) -> None:
     """Collect activation pairs and metrics into a dataset; run again after a kill to go on.
 
@@ -53,6 +57,7 @@ def collect(
     from rich.progress import Progress
 
     from interlatent_live.environments.disturbance import Disturbance
+    from interlatent_live.errors import UserError
     from interlatent_live.transcoders.acting import acting_policy
     from interlatent_live.transcoders.collect import (
         CollectProgress,
@@ -60,6 +65,11 @@ def collect(
         collect_rollouts,
     )
 
+    if (recording is None) == (not policy):
+        raise UserError("give a policy to run, or --recording FILE of one that ran; one of the two")
+    if recording is not None:
+        _collect_recording(recording, tuple(hook_point or ()), out)
+        return
     torch.set_num_threads(1)  # two compute threads on two busy cores collapse
     acting = acting_policy(policy, environment=env)
     settings = RolloutSettings(
@@ -101,7 +111,9 @@ def train(
     features: Annotated[
         list[int] | None, typer.Option("--features", "-F", help="Width; once per width to train.")
     ] = None,
-    k: Annotated[int, typer.Option(min=1, help="Features on per row (not for relu).")] = 8,
+    k: Annotated[
+        int, typer.Option("--k", "-k", min=1, help="Features on per row (not for relu).")
+    ] = 8,
     l1: Annotated[float | None, typer.Option(min=0, help="L1 weight (relu only).")] = None,
     skip: Annotated[bool, typer.Option(help="Add an affine path x W_skip.")] = False,
     sae: Annotated[
@@ -380,6 +392,22 @@ def finetune(
         f"{len(done.kept) + len(done.changed)} live features keep their ids, "
         f"{done.loaded.transcoder.identity}"
     )
+
+
+def _collect_recording(recording: Path, hook_points: tuple[str, ...], out: Path) -> None:
+    from rich.progress import Progress
+
+    from interlatent_live.transcoders.recorded import collect_recording
+
+    with Progress() as bar:
+        task = bar.add_task("collect", total=None)
+        done = collect_recording(
+            recording,
+            hook_points,
+            out,
+            lambda progress: bar.update(task, description=f"{progress.rows:,} rows"),
+        )
+    print(f"{out}: {done.rows:,} rows of {done.episodes} episodes, {done.dataset_hash()}")
 
 
 def _default_hook_points(module: object) -> list[str]:

@@ -73,7 +73,7 @@ class TrainRequest:
             d_in=d_in,
             d_out=d_in if self.target is Target.INPUT else d_out,
             n_features=n_features,
-            k=min(self.k, n_features) if takes_k and self.k is not None else None,
+            k=self.k if takes_k else None,
             l1=self.l1,
             widths=widths,
             skip=self.skip,
