@@ -1,10 +1,10 @@
 """What the agent is doing now, in sentences that rest on verified, active features only.
 
 A sentence is chosen for a window of the agent's last steps: its claim is verified, its predicate
-and its feature both hold in at least 80 % of the window, and it is not true nearly always. Longer
-windows are tried first. The sentence names its features and the metric values it rests on, and its
-references resolve to claims; nothing else is said. Its truth is measured afterwards, on the window
-and at other times of the same run (:func:`measure`).
+and its feature both hold in at least 80 % of the window, and it is not true nearly always. Several
+lengths of window are tried, and what is rarest is said. The sentence names its features and the
+metric values it rests on, and its references resolve to claims; nothing else is said. Its truth is
+measured afterwards, on the window and at other times of the same run (:func:`measure`).
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class Narrator:
         self._windows = sorted(windows, reverse=True)
         self._seconds = seconds_per_step
         self._claims: list[Claim] = []
-        held, rarity = [], []
+        held = []
         columns = evidence.columns()
         for claim in claims:
             if claim.verdict is not Verdict.VERIFIED or claim.predicate is None:
@@ -130,23 +130,33 @@ class Narrator:
             both = truth & evidence.on(claim.address.index)
             self._claims.append(claim)
             held.append(both)
-            rarity.append(float(both.mean()))
         self._held = np.array(held, bool).reshape(len(held), len(evidence))
-        self._rarity = np.array(rarity)
+        self._windows_held: dict[int, NDArray[np.bool_]] = {}
         # Sums over any window in two look-ups.
         self._sum = np.concatenate(
             [np.zeros((len(held), 1), np.int64), np.cumsum(self._held, axis=1)], axis=1
         )
 
     def narrate_at(self, row: int) -> tuple[Sentence, ...]:
-        """Sentences for the window that ends at a row, the longest window that has any."""
+        """Sentences for the window that ends at a row.
+
+        Of all lengths that have any, the one whose sentences together are rarest tells most; the
+        longest wins ties.
+        """
+        best: tuple[float, int, list[int]] | None = None
         for length in self._windows:
             if self._evidence.past[row] < length - 1:
                 continue
             chosen = self._chosen(row, length)
-            if chosen:
-                return tuple(self._sentence(index, row, length) for index in chosen)
-        return ()
+            if not chosen:
+                continue
+            common = float(self._holding(length)[chosen].all(0).mean())
+            if best is None or common < best[0]:
+                best = (common, length, chosen)
+        if best is None:
+            return ()
+        _, length, chosen = best
+        return tuple(self._sentence(index, row, length) for index in chosen)
 
     def latest_rows(self) -> NDArray[np.int64]:
         """The newest row of each agent copy, newest first."""
@@ -167,7 +177,7 @@ class Narrator:
         share = (self._sum[:, row + 1] - self._sum[:, row + 1 - length]) / length
         candidates = np.flatnonzero(share >= HOLDS_SHARE)
         # The rarest is the most telling; what says the same thing again is left out.
-        ranked = candidates[np.argsort(self._rarity[candidates], kind="stable")]
+        ranked = candidates[np.argsort(self._holding(length)[candidates].mean(1), kind="stable")]
         chosen: list[int] = []
         spoken: set[tuple[str, ...]] = set()
         for index in ranked:
@@ -178,6 +188,14 @@ class Narrator:
             spoken.add(names)
             chosen.append(int(index))
         return chosen[:_SENTENCES]
+
+    def _holding(self, length: int) -> NDArray[np.bool_]:
+        """[claims, windows] which claims could be narrated of each window of this length."""
+        if length not in self._windows_held:
+            ends = np.flatnonzero(self._evidence.past >= length - 1)
+            total = self._sum[:, ends + 1] - self._sum[:, ends + 1 - length]
+            self._windows_held[length] = total >= HOLDS_SHARE * length
+        return self._windows_held[length]
 
     def _sentence(self, index: int, row: int, length: int) -> Sentence:
         evidence, claim = self._evidence, self._claims[index]
