@@ -112,7 +112,6 @@ def mark_kernel(
     PRECISION: tl.constexpr,
     BULK: tl.constexpr,
     SCATTER: tl.constexpr,
-    CHAINED: tl.constexpr,
 ):
     """Mark and write every pre-activation ``p = x W + b`` above its feature's cut and the bound.
 
@@ -128,10 +127,7 @@ def mark_kernel(
         rows: number of rows.
         SCATTER: write from the registers that hold the product, in PTX; plain Triton, which the
             interpreter knows, would carry the whole tile through shared memory first.
-        CHAINED: let the selection be launched already; it waits for this kernel's end itself.
     """
-    if CHAINED:
-        tl.extra.cuda.gdc_launch_dependents()
     tile_m, tile_n = _tile_of(tl.program_id(0), tl.cdiv(rows, BLOCK_M), F // BLOCK_N, BAND)
     bound = tl.load(bound_ptr)
     acc = _product(
@@ -237,7 +233,6 @@ def collect_kernel(
     ROOM: tl.constexpr,
     CHUNK: tl.constexpr,
     K: tl.constexpr,
-    CHAINED: tl.constexpr,
 ):
     """Collect one marked row: the K largest, or with K = 0 all of it, ascending by feature.
 
@@ -247,8 +242,6 @@ def collect_kernel(
     it and value_ptr are [rows, ROOM], and what exceeds ROOM is not written. ``count`` is how many
     were marked.
     """
-    if CHAINED:
-        tl.extra.cuda.gdc_wait()
     words: tl.constexpr = F // 32
     row = tl.program_id(0)
     lane = tl.arange(0, WORDS_WIDTH)
@@ -307,7 +300,6 @@ def peak_kernel(
     GROUP: tl.constexpr,
     PRECISION: tl.constexpr,
     BULK: tl.constexpr,
-    CHAINED: tl.constexpr,
 ):
     """``v = max(x W + b, 0)`` and, unless GROUP is 0, the maximum of v over each group.
 
@@ -317,8 +309,6 @@ def peak_kernel(
         peak_ptr: float32 [rows, F // GROUP].
         rows: number of rows.
     """
-    if CHAINED:
-        tl.extra.cuda.gdc_launch_dependents()
     tile_m, tile_n = _tile_of(tl.program_id(0), tl.cdiv(rows, BLOCK_M), F // BLOCK_N, BAND)
     acc = _product(
         x_ptr, w_ptr, tile_m, tile_n, rows, D, F, BLOCK_M, BLOCK_N, BLOCK_K, PRECISION, BULK
@@ -346,14 +336,11 @@ def select_whole_kernel(
     F: tl.constexpr,
     WIDTH: tl.constexpr,
     K: tl.constexpr,
-    CHAINED: tl.constexpr,
 ):
     """The K largest positive entries of one row read whole, WIDTH ≥ F a power of two.
 
     index_ptr and value_ptr are [rows, K], ascending by feature.
     """
-    if CHAINED:
-        tl.extra.cuda.gdc_wait()
     row = tl.program_id(0)
     column = tl.arange(0, WIDTH)
     value = tl.load(pre_ptr + row.to(tl.int64) * F + column, mask=column < F, other=0.0)
@@ -378,15 +365,12 @@ def select_peaked_kernel(
     GROUPS_WIDTH: tl.constexpr,
     K: tl.constexpr,
     K_WIDTH: tl.constexpr,
-    CHAINED: tl.constexpr,
 ):
     """The K largest positive entries of one row, from the K groups with the largest maxima.
 
     GROUPS_WIDTH ≥ F // GROUP and K_WIDTH ≥ K are powers of two; group_ptr is int32 scratch
     [rows, K_WIDTH]; index_ptr and value_ptr are [rows, K], ascending by feature.
     """
-    if CHAINED:
-        tl.extra.cuda.gdc_wait()
     groups: tl.constexpr = F // GROUP
     row = tl.program_id(0)
     group = tl.arange(0, GROUPS_WIDTH)

@@ -132,8 +132,6 @@ class LaunchPlan:
     """Whether x is cast to the operands' type by a kernel of its own, or inside the product."""
     bulk: bool
     """Whether tiles travel by the copy engine; needs operands of one type and aligned rows."""
-    chained: bool
-    """Whether the selection may be launched before the product has ended."""
     device: Mapping[str, Buffer]
     """Buffers in device memory."""
     host: Mapping[str, Buffer]
@@ -240,7 +238,6 @@ def plan_launch(
         selection=selection,
         cast_first=cast_first,
         bulk=cast_first and tile.rows == 128 and shape.d_in % 8 == 0 and shape.d_in < 512,
-        chained=shape.padded <= WHOLE_ROW_FEATURES,
         device=device,
         host=host,
         device_bytes=device_bytes,

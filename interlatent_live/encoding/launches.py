@@ -143,7 +143,6 @@ def encode_rows(
     """
     tile, selection, features = plan.tile, plan.selection, plan.shape.padded
     tiles = -(-plan.rows // tile.rows) * (features // tile.features)
-    chained = plan.chained and compiled
     k = selection.k or 0
     x_tiles: Tensor | TensorDescriptor = x
     w_tiles: Tensor | TensorDescriptor = weights.W_enc
@@ -159,13 +158,10 @@ def encode_rows(
         "BAND": 8,
         "PRECISION": "tf32x3" if plan.shape.precision is Precision.FLOAT32 else "tf32",
         "BULK": plan.bulk,
-        "CHAINED": chained,
         "num_warps": tile.warps,
         "num_stages": tile.stages,
     }
-    row = {"CHAINED": chained, "num_warps": 1}
-    if chained:
-        row["launch_pdl"] = True
+    row = {"num_warps": 1}
     outputs = (scratch.index, scratch.value, scratch.count)
     if plan.way is Way.MARKED:
         kernels.mark_kernel[(tiles,)](
