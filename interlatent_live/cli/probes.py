@@ -90,7 +90,10 @@ def probe(
     _say("probe", report.probe)
     _say("on the network's input", report.on_input)
     _say("on an untrained network", report.on_random_network)
-    print(f"  over the input: AUROC {_interval(report.over_input, signed=True)}")
+    print(
+        f"  over the input: AUROC {_interval(report.over_input, signed=True)}; over the untrained "
+        f"network: {_interval(report.over_random_network, signed=True)}"
+    )
     if report.feature_auroc is not None and report.over_feature is not None:
         print(
             f"  best feature ({report.best_feature}): AUROC {_interval(report.feature_auroc)}; "

@@ -21,8 +21,12 @@ def _root() -> None:
 
 @app.command("cartpole-multiscale")
 def cartpole_multiscale(
-    out: Annotated[Path, typer.Option(help="Folder for the page, the plots and the JSON.")],
-    work: Annotated[Path, typer.Option(help="Folder for unfinished work; kept to resume from.")],
+    out: Annotated[Path, typer.Option(help="Folder for the page, the plots and the JSON.")] = Path(
+        "reproduction"
+    ),
+    work: Annotated[
+        Path | None, typer.Option(help="Folder to resume from; default: `work` in the other.")
+    ] = None,
     policies: Annotated[int, typer.Option(help="REINFORCE policies to train.", min=1)] = 5,
     held_out: Annotated[int, typer.Option(help="Held-out episodes per arm.", min=100)] = 2000,
     workers: Annotated[int, typer.Option(help="Processes, one policy each.", min=1)] = 2,
@@ -43,14 +47,15 @@ def cartpole_multiscale(
     from interlatent_live.interventions.reproduction.settings import STAGES, Settings
 
     settings = Settings(policies=policies, held_out_episodes=held_out)
-    resumed = finished(settings, work)
+    folder = work or out / "work"
+    resumed = finished(settings, folder)
     began = time.monotonic()
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns) as bar:
         tasks = [bar.add_task(f"policy {i + 1}", total=STAGES) for i in range(policies)]
         results = run_policies(
             settings,
-            work,
+            folder,
             workers,
             lambda done: bar.update(
                 tasks[done.policy],

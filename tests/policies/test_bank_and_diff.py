@@ -189,6 +189,29 @@ def test_what_cannot_be_compared_is_refused(bank):
         diff_policies(cartpole, cartpole, bank, new_transcoders={"hidden.1": dictionary()})
 
 
+def test_the_command_makes_the_bank_once(tmp_path, capsys):
+    from interlatent_live.cli.diff import diff  # noqa: PLC0415 - one test needs it
+
+    fields: dict[str, Any] = {
+        "old": "cartpole",
+        "new": "cartpole-sb3-ppo",
+        "bank": tmp_path / "bank",
+        "old_transcoder": None,
+        "new_transcoder": None,
+        "states": 300,
+        "seed": 1,
+        "json_file": tmp_path / "diff.json",
+    }
+    diff(**fields)
+    first = load_bank(tmp_path / "bank").hash
+    diff(**{**fields, "seed": 2})
+    assert load_bank(tmp_path / "bank").hash == first
+    assert "choose the same action in" in capsys.readouterr().out
+    data = json.loads((tmp_path / "diff.json").read_text(encoding="utf-8"))
+    assert data["bank_hash"] == first
+    assert [layer["hook_point"] for layer in data["layers"]] == ["hidden.0", "hidden.1", "head"]
+
+
 def test_cka_knows_rotations_and_nothing():
     rng = np.random.default_rng(0)
     a = rng.normal(size=(400, 6)).astype(np.float32)

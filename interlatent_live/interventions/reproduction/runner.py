@@ -1,8 +1,8 @@
 """All policies of the experiment, a few processes at a time, each policy resumable.
 
-A policy's folder holds ``plan.json`` from the moment its arms are fixed and ``result.json`` once
-its held-out episodes are played. A run that was interrupted starts the unfinished policies again,
-and they must arrive at the plan that is already on disk.
+A policy's folder holds its plan, with all that the plan speaks of, from the moment its arms are
+fixed, and ``result.json`` once its held-out episodes are played. A run that was interrupted goes on
+from there.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import traceback
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from interlatent_live.errors import MismatchError, UserError
+from interlatent_live.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from interlatent_live.interventions.reproduction.settings import Settings
 
-PLAN = "plan.json"
 RESULT = "result.json"
 
 
@@ -92,31 +91,28 @@ def run_policies(
 def run_policy(
     settings: Settings, index: int, folder: Path, report: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Prepare a policy, write its plan, play the test, write its result.
+    """Prepare a policy and write its plan, or go on from one; play the test, write its result.
 
     Raises:
-        MismatchError: when the folder already holds another plan for these settings.
+        CorruptFileError: when what an interrupted run left is damaged.
+        MismatchError: when the folder's plan was made with other settings.
     """
     # Imported here: the parent process shows a progress bar and needs no torch.
-    from interlatent_live.interventions.reproduction.experiment import (  # noqa: PLC0415 - see above
-        prepare,
-        run_test,
+    from interlatent_live.interventions.reproduction import (  # noqa: PLC0415 - see above
+        experiment,
+        prepared_files,
     )
 
-    folder.mkdir(parents=True, exist_ok=True)
     began, cpu = time.monotonic(), time.process_time()
-    prepared = prepare(settings, index, report)
-    plan = json.dumps(prepared.plan(settings), indent=1, sort_keys=True, ensure_ascii=False)
-    path = folder / PLAN
-    if path.exists() and path.read_text(encoding="utf-8") != plan:
-        raise MismatchError(
-            f"{path} was written by another version or machine: remove {folder} to start over"
-        )
-    _write(path, plan)
-    result = run_test(prepared, settings)
+    prepared = prepared_files.load_prepared(folder, settings)
+    if prepared is None:
+        prepared = experiment.prepare(settings, index, report)
+        prepared_files.save_prepared(folder, prepared, settings)
+    result = experiment.run_test(prepared, settings)
     result["seconds"] = round(time.monotonic() - began, 1)
     result["cpu_seconds"] = round(time.process_time() - cpu, 1)
-    _write(folder / RESULT, json.dumps(result, indent=1, ensure_ascii=False))
+    text = json.dumps(result, indent=1, ensure_ascii=False)
+    prepared_files.write_whole(folder / RESULT, text)
     report("tested")
     return result
 
@@ -155,10 +151,3 @@ def _raise_if_dead(running: dict[int, SpawnProcess]) -> None:
             time.sleep(0.2)  # its last words may still be in the pipe
             if process.exitcode:
                 raise RuntimeError(f"policy {index}'s process died with {process.exitcode}")
-
-
-def _write(path: Path, text: str) -> None:
-    """Write whole or not at all."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
