@@ -26,7 +26,7 @@ from interlatent_live.services.runtime import ServiceRuntime
 from interlatent_live.services.sending import FeatureSender
 from interlatent_live.wire.codec import encode_features
 from interlatent_live.wire.limits import Limits
-from interlatent_live.wire.messages import StepsMessage
+from interlatent_live.wire.messages import FeaturesMessage, StepsMessage
 from interlatent_live.wire.receiver_link import Asked, Deliver, Detached, Ended, ReceiverConfig
 from interlatent_live.wire.security import Domain
 
@@ -169,7 +169,7 @@ class EncoderShell:
         boot_id = manifest.boot_id
         try:
             if self._core.manifest(boot_id) is None:
-                missing = self._core.admit(boot_id, manifest)
+                missing = self._enter(asked)
                 transcoders = self._core.transcoders(boot_id)
                 for consumer in self._consumers:
                     consumer.open_stream(manifest, transcoders, asked.hello.first_seq)
@@ -187,13 +187,30 @@ class EncoderShell:
             return
         self._agents.accept(asked)
 
-    def _take(self, boot_id: str, message: object) -> None:
-        if not isinstance(message, StepsMessage):
-            self._agents.processed(boot_id)
+    def _enter(self, asked: Asked) -> tuple[str, ...]:
+        manifest, transcoders = asked.hello.manifest, asked.hello.transcoders
+        if not transcoders:
+            return self._core.admit(manifest.boot_id, manifest)
+        self._core.admit_encoded(manifest.boot_id, manifest, transcoders)
+        return ()
+
+    def _take(self, boot_id: str, message: StepsMessage | FeaturesMessage) -> None:
+        if isinstance(message, FeaturesMessage):
+            self._take_features(boot_id, message)
             return
         self._waiting[boot_id] = self._waiting.get(boot_id, 0) + 1
         if not self._core.submit(boot_id, message.batch, time.monotonic_ns()):
             self._done(boot_id)
+
+    def _take_features(self, boot_id: str, message: FeaturesMessage) -> None:
+        self._waiting[boot_id] = self._waiting.get(boot_id, 0) + 1
+        try:
+            batch = self._core.encoded_elsewhere(boot_id, message.batch)
+        except UserError as error:
+            self._log.warning("features not used", boot=boot_id, why=str(error))
+            self._done(boot_id)
+        else:
+            self._publish(batch)
 
     def _publish(self, batch: FeatureBatch) -> None:
         frames = encode_features(batch, sent_ns=batch.encoded_ns)

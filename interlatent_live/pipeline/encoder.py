@@ -6,7 +6,7 @@ out. Which transcoder may read which policy is decided here, once, when an agent
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -80,6 +80,16 @@ class Encode(Protocol):
     def __call__(self, transcoder: TranscoderLike, activations: Activations) -> SparseCodes:
         """Codes of the rows of ``activations``."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Elsewhere:
+    """A transcoder that runs beside the policy; only its name is known here."""
+
+    identity: str
+    n_features: int = 0
+    d_in: int = 0
+    d_out: int = 0
 
 
 @dataclass(slots=True)
@@ -192,13 +202,29 @@ class EncoderCore:
             hook_points[spec.name] = _HookPoint(transcoder)
         if not hook_points:
             raise MismatchError(self._no_transcoder(manifest))
+        self._enter(source, manifest, hook_points)
+        for hook_point in hook_points.values():
+            self._transcoders[hook_point.transcoder.identity] = hook_point.transcoder
+        return tuple(missing)
+
+    def admit_encoded(
+        self, source: str, manifest: Manifest, transcoders: Mapping[str, str]
+    ) -> None:
+        """Admit an agent that encodes beside its policy and sends features.
+
+        Its own side checked that each transcoder belongs to the policy; here only the widths that
+        its features name are known, once they come.
+        """
+        hook_points = {
+            name: _HookPoint(_Elsewhere(identity)) for name, identity in transcoders.items()
+        }
+        self._enter(source, manifest, hook_points)
+
+    def _enter(self, source: str, manifest: Manifest, hook_points: dict[str, _HookPoint]) -> None:
         ended = [name for name, agent in self._agents.items() if agent.ended]
         for name in ended[: max(0, len(self._agents) - RUNS_SHOWN + 1)]:
             del self._agents[name]
         self._agents[source] = _Agent(manifest, hook_points, rate_at_ns=self._clock())
-        for hook_point in hook_points.values():
-            self._transcoders[hook_point.transcoder.identity] = hook_point.transcoder
-        return tuple(missing)
 
     def _no_transcoder(self, manifest: Manifest) -> str:
         names = ", ".join(repr(spec.name) for spec in manifest.hook_points)
@@ -284,6 +310,35 @@ class EncoderCore:
         self._joiner.open(message, source, accepted)
         return True
 
+    def encoded_elsewhere(self, source: str, batch: FeatureBatch) -> FeatureBatch:
+        """Count features that an agent encoded itself; they go on as they are.
+
+        Raises:
+            UserError: when the source was not admitted, or a hook point's transcoder is not the one
+                it announced.
+        """
+        agent = self._agents.get(source)
+        if agent is None:
+            raise UserError("features arrived from a source that has not said hello; reconnect")
+        for name, codes in batch.codes.items():
+            hook_point = agent.hook_points.get(name)
+            if hook_point is None or hook_point.transcoder.identity != batch.transcoders[name]:
+                raise UserError(
+                    f"agent {agent.manifest.agent!r} sent features of {name!r} by a transcoder "
+                    "that it had not announced; restart it"
+                )
+            hook_point.transcoder = _Elsewhere(batch.transcoders[name], codes.n_features)
+            hook_point.observe(codes)
+        return self._counted(agent, replace(batch, encoded_ns=batch.encoded_ns or self._clock()))
+
+    def _counted(self, agent: _Agent, batch: FeatureBatch) -> FeatureBatch:
+        steps = batch.steps
+        agent.encoded += len(steps)
+        if len(steps):
+            agent.last_step_ns = int(steps.time_ns[-1])
+            agent.latency.observe((batch.encoded_ns - steps.time_ns) / 1e6)
+        return batch
+
     def next_ready_ns(self) -> int | None:
         """When :meth:`encode_ready` next has something to do."""
         return self._batcher.next_ready_ns()
@@ -332,18 +387,16 @@ class EncoderCore:
             whole = held if isinstance(held, SparseCodes) else _joined(held)
             codes[name] = _without_rows(whole, silent) if silent.any() else whole
             agent.hook_points[name].observe(codes[name])
-        encoded_ns = self._clock()
-        agent.encoded += len(steps)
-        if len(steps):
-            agent.last_step_ns = int(steps.time_ns[-1])
-            agent.latency.observe((encoded_ns - steps.time_ns) / 1e6)
-        return FeatureBatch(
-            run_id=agent.manifest.run_id,
-            boot_id=agent.manifest.boot_id,
-            steps=steps,
-            codes=codes,
-            transcoders={n: agent.hook_points[n].transcoder.identity for n in codes},
-            encoded_ns=encoded_ns,
+        return self._counted(
+            agent,
+            FeatureBatch(
+                run_id=agent.manifest.run_id,
+                boot_id=agent.manifest.boot_id,
+                steps=steps,
+                codes=codes,
+                transcoders={n: agent.hook_points[n].transcoder.identity for n in codes},
+                encoded_ns=self._clock(),
+            ),
         )
 
     # -- what is shown -----------------------------------------------------------------------------

@@ -65,6 +65,22 @@ def expected_density(walker):
     return np.bincount(codes.index, minlength=FEATURES) / len(x)
 
 
+def test_features_encoded_beside_the_policy_give_the_same_statistics(system, folder):
+    from_encoder, from_agent = (
+        run(system, 600, **options)[1]
+        for options in ({}, {"encode_at": "agent", "transcoders": {HOOK: folder / HOOK}})
+    )
+    system.wait(lambda state: state.settled(from_encoder) and state.settled(from_agent))
+    status = system.state.agent(from_agent)
+    assert status.steps_sent == status.steps_encoded == 600
+    assert status.hook_points[0].n_features == FEATURES
+    ours, theirs = (system.state.profiles[one, HOOK].features for one in (from_encoder, from_agent))
+    assert [one.address for one in ours] == [one.address for one in theirs]
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.density == other.density
+        assert [m.r for m in one.metrics] == pytest.approx([m.r for m in other.metrics], abs=1e-9)
+
+
 def test_a_policy_nobody_trained_on_is_refused_with_a_sentence_and_acts_on(system):
     other = "sha256:" + "6" * 64
     with system.tap() as tap:
