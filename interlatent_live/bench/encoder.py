@@ -149,7 +149,7 @@ def _cpu_rows(
 
 
 def _burst(work: Callable[[], object]) -> float:
-    """Median µs of one call over a short burst; the first warms up, unless it outlasts the burst."""
+    """Median µs of one call in a short burst; the first warms up, unless it outlasts the burst."""
     taken: list[float] = []
     until = time.perf_counter() + BURST_SECONDS
     while len(taken) < 2 or time.perf_counter() < until:

@@ -74,7 +74,7 @@ def make(peer: str, d: int, n_features: int, k: int, by_k: bool) -> Any:  # noqa
 
 
 def burst(coder: Any, x: torch.Tensor, seconds: float) -> float:
-    """Median µs of one call over a short burst; the first warms up, unless it outlasts the burst."""
+    """Median µs of one call in a short burst; the first warms up, unless it outlasts the burst."""
     taken: list[float] = []
     until = time.perf_counter() + seconds
     while len(taken) < 2 or time.perf_counter() < until:
