@@ -188,19 +188,15 @@ def _peers() -> Iterator[_Peers | None]:
         yield None
         return
     script = Path(__file__).with_name("encoder_peers.py")
-    process = subprocess.Popen(  # noqa: S603 - the interpreter that the user named
+    # Leaving the block closes its input, at which it ends.
+    with subprocess.Popen(  # noqa: S603 - the interpreter that the user named
         [str(python), str(script)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    try:
+    ) as process:
         yield _Peers(process)
-    finally:
-        if process.stdin is not None:
-            process.stdin.close()
-        process.wait(timeout=30)
 
 
 # --- CUDA -----------------------------------------------------------------------------------------
