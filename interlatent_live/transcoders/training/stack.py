@@ -130,7 +130,7 @@ class Stack:
             self.parameters[name][models] for name in ("W_enc", "b_enc", "W_dec", "b_dec")
         )
         low = torch.bfloat16 if self.recipe.bf16 else None
-        pre = _product(x, W_enc, low).add_(b_enc)
+        pre = torch.baddbmm(b_enc, x, W_enc) if low is None else _product(x, W_enc, low) + b_enc
         features = self._activate(pre, models)
         self._age(models, features)
         base = b_dec - y
@@ -147,18 +147,18 @@ class Stack:
             if error_gradient is not None:
                 total += error_gradient(error)
             d_features = _product(total, W_dec.mT, low)
-            self._store("W_dec", models, _product(features.mT, total, low))
+            self._store_product("W_dec", models, features.mT, total)
         if record:
             self._record(models, features, error)
         self._store("b_dec", models, total.sum(1, keepdim=True))
         if config.skip:
-            self._store("W_skip", models, _product(x.mT, total, low))
+            self._store_product("W_skip", models, x.mT, total)
         if config.architecture is Architecture.RELU:
             d_features = self._l1(models, features, W_dec, d_features, step)
         if config.architecture is Architecture.JUMPRELU:
             self._threshold_gradient(models, pre, features, d_features)
         d_pre = gate(d_features, features)
-        self._store("W_enc", models, _product(x.mT, d_pre, low))
+        self._store_product("W_enc", models, x.mT, d_pre)
         self._store("b_enc", models, d_pre.sum(1, keepdim=True))
         if self.recipe.aux_weight > 0:
             self._revive(models, x, pre, error)
@@ -239,6 +239,13 @@ class Stack:
 
     def _store(self, name: str, models: slice, value: Tensor) -> None:
         self._gradient(name)[models] = value
+
+    def _store_product(self, name: str, models: slice, left: Tensor, right: Tensor) -> None:
+        gradient = self._gradient(name)[models]
+        if self.recipe.bf16:
+            gradient.copy_(_product(left, right, torch.bfloat16))
+        else:
+            torch.bmm(left, right, out=gradient)
 
     def _add(self, name: str, models: slice, value: Tensor) -> None:
         self._gradient(name)[models] += value

@@ -19,6 +19,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from interlatent_live.errors import CorruptFileError, UserError
+from interlatent_live.transcoders.config import Target
 from interlatent_live.transcoders.tensorfiles import read_checked_tensors, replace_file
 from interlatent_live.transcoders.training.finish import finish, unfold
 from interlatent_live.transcoders.training.order import RowOrder
@@ -237,18 +238,22 @@ class Trainer:
             for models in stack.chunks():
                 members = group[models]
                 chosen = [rows[job.hook_point, job.seed] for job in members]
-                x = torch.stack(
-                    [self.data[j.hook_point].x[r] for j, r in zip(members, chosen, strict=True)]
-                )
-                y = torch.stack(
-                    [self.data[j.hook_point].y[r] for j, r in zip(members, chosen, strict=True)]
-                )
+                x = self._gather(members, chosen, "x")
+                same = group[0].config.target is Target.INPUT
+                y = x if same else self._gather(members, chosen, "y")
                 head = self._head_gradient(members, y) if self.recipe.head_weight > 0 else None
                 stack.compute(models, x, y, self.step, error_gradient=head, record=record)
             stack.advance(self.step)
             if self._after_step is not None:
                 self._after_step(stack)
         self.step += 1
+
+    def _gather(self, members: Sequence[Job], chosen: Sequence[Tensor], side: str) -> Tensor:
+        rows = [
+            getattr(self.data[job.hook_point], side).index_select(0, index)
+            for job, index in zip(members, chosen, strict=True)
+        ]
+        return rows[0].unsqueeze(0) if len(rows) == 1 else torch.stack(rows)
 
     def _head_gradient(self, members: Sequence[Job], y: Tensor) -> Callable[[Tensor], Tensor]:
         weight = self.recipe.head_weight

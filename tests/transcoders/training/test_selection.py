@@ -37,3 +37,9 @@ def test_every_model_has_its_own_cut():
 def test_gate_is_relu_backward():
     features = torch.tensor([[0.0, 2.0, 0.0]])
     assert gate(torch.tensor([[1.0, -3.0, 5.0]]), features).tolist() == [[0.0, -3.0, 0.0]]
+
+
+def test_a_large_batch_is_cut_from_a_sample_of_it():
+    pre = torch.randn(2, 4096, 64, generator=torch.Generator().manual_seed(0))
+    kept = torch.count_nonzero(keep_from(pre, batch_cuts(pre, 4 * 4096)), dim=(1, 2))
+    assert all(abs(int(n) / (4 * 4096) - 1) < 0.1 for n in kept)

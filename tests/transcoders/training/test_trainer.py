@@ -133,12 +133,12 @@ def test_normalisation_leaves_no_trace(dataset, tmp_path):
 
 def test_autoencoders_and_widths(dataset, tmp_path):
     request = TrainRequest(
-        ("hidden.0..hidden.1",), n_features=(16, 32), k=3, seeds=1, target=Target.INPUT
+        ("hidden.0..hidden.1",), n_features=(32, 64), k=4, seeds=1, target=Target.INPUT
     )
-    trained = train_dataset(dataset, tmp_path, request, Recipe(steps=300, batch=128))
-    assert [one.transcoder.config.n_features for one in trained] == [16, 32]
+    trained = train_dataset(dataset, tmp_path, request, Recipe(steps=800, batch=128))
+    assert [one.transcoder.config.n_features for one in trained] == [32, 64]
     assert all(one.transcoder.config.d_out == 4 for one in trained)
-    assert all(one.summary["fvu"] < 0.3 for one in trained)
+    assert max(one.summary["fvu"] for one in trained) < 0.3
 
 
 def test_the_head_weighted_loss_needs_and_uses_the_policy(dataset, cartpole, tmp_path):
