@@ -19,7 +19,6 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from interlatent_live.errors import CorruptFileError, UserError
-from interlatent_live.transcoders.config import Target
 from interlatent_live.transcoders.tensorfiles import read_checked_tensors, replace_file
 from interlatent_live.transcoders.training.finish import finish, unfold
 from interlatent_live.transcoders.training.order import RowOrder
@@ -239,8 +238,7 @@ class Trainer:
                 members = group[models]
                 chosen = [rows[job.hook_point, job.seed] for job in members]
                 x = self._gather(members, chosen, "x")
-                same = group[0].config.target is Target.INPUT
-                y = x if same else self._gather(members, chosen, "y")
+                y = self._gather(members, chosen, "y")  # scaled unlike x, also where y is x
                 head = self._head_gradient(members, y) if self.recipe.head_weight > 0 else None
                 stack.compute(models, x, y, self.step, error_gradient=head, record=record)
             stack.advance(self.step)
