@@ -24,7 +24,7 @@ from interlatent_live.explanations.narrator import (
     measure,
     sentence_json,
 )
-from interlatent_live.explanations.nulls import NullModel, NullResult
+from interlatent_live.explanations.nulls import NullKind, NullModel, NullResult
 from interlatent_live.explanations.predicates import Predicate, PredicateError, parse
 from interlatent_live.explanations.rules import Rule, induce_rules
 from interlatent_live.explanations.scores import Interval, Scores, score
@@ -49,6 +49,7 @@ __all__ = [
     "Judgement",
     "NarrationQuality",
     "Narrator",
+    "NullKind",
     "NullModel",
     "NullResult",
     "Predicate",

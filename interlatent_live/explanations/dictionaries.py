@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from interlatent_live.explanations.nulls import NullModel
+from interlatent_live.explanations.nulls import NullKind, NullModel
 from interlatent_live.explanations.rules import MAX_ROWS, Rule, induce_rules
 from interlatent_live.explanations.scores import Interval, Scores, score
 from interlatent_live.explanations.search import RuleScores, TermFamilies
@@ -67,6 +67,7 @@ def verify_dictionary(
     seed: int = 0,
     max_rows: int = MAX_ROWS,
     features: Sequence[int] | None = None,
+    kind: NullKind = NullKind.REASSIGN,
 ) -> VerifiedDictionary:
     """Propose rules on one evidence and judge them on another, against the null.
 
@@ -87,7 +88,16 @@ def verify_dictionary(
     )
     p = np.ones(len(wanted))
     if len(wanted):
-        null = NullModel(a, b, wanted, draws=draws, families=families, seed=seed, max_rows=max_rows)
+        null = NullModel(
+            a,
+            b,
+            wanted,
+            draws=draws,
+            families=families,
+            seed=seed,
+            max_rows=max_rows,
+            kind=kind,
+        )
         null.search()
         p = null.judge(held_out, observed, eligible[wanted]).p
     judgements = tuple(

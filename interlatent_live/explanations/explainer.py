@@ -20,7 +20,7 @@ from interlatent_live.explanations.claims import Claim, claim_counts, claim_json
 from interlatent_live.explanations.clauses import kept_clauses, prune
 from interlatent_live.explanations.evidence import DEFAULT_LIMIT_BYTES, Evidence, EvidenceStore
 from interlatent_live.explanations.narrator import Narrator, Sentence
-from interlatent_live.explanations.nulls import NullModel, NullResult
+from interlatent_live.explanations.nulls import NullKind, NullModel, NullResult
 from interlatent_live.explanations.predicates import evaluate, leaf_count, to_english, to_text
 from interlatent_live.explanations.profile import FeatureProfile, build_profile
 from interlatent_live.explanations.rules import MAX_ROWS, Rule, induce_rules
@@ -54,6 +54,7 @@ class ExplainerConfig:
 
     null_draws: int = 199
     """B; reports say so, and 999 is what a publication wants."""
+    null: NullKind = NullKind.REASSIGN
     families: TermFamilies = PLAIN_TERMS
     """Plain metrics: right for a policy without memory, and the fastest. Recurrent policies want
     ``TermFamilies()``, which adds changes and lags."""
@@ -139,6 +140,7 @@ class Explainer:
                 families=self.config.families,
                 seed=self.config.seed,
                 max_rows=self.config.max_rows,
+                kind=self.config.null,
             )
         self._claims, self._looked, self._watches, self._ledger_ns = {}, {}, {}, {}
         for rule in rules:

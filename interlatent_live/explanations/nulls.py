@@ -19,6 +19,7 @@ quantiles of the maximum: 2.1–2.5, against 5.9–9.2 with the standard error a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -49,6 +50,18 @@ WITHIN_EPISODE_BELOW: Final = 8
 """With fewer units there are too few partners: shifts within the episode instead."""
 
 
+class NullKind(StrEnum):
+    """How the pairing of features and metrics is broken.
+
+    Reassignment keeps what follows the time in the episode, so a claim about a gait whose episodes
+    all start in one phase cannot beat it; shifts in a circle break that too, and take the episode
+    to be stationary instead. Which one was used is part of every result.
+    """
+
+    REASSIGN = "whole-episode reassignment"
+    SHIFT = "circular shift"
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class NullResult:
     """Adjusted p-values of F judged features against B draws."""
@@ -65,8 +78,7 @@ class NullResult:
     maximum: NDArray[np.float64]
     """[B] largest standardised statistic of each draw."""
     draws: int
-    method: str
-    """``"whole-episode reassignment"`` or ``"circular shift"``."""
+    method: NullKind
 
     def p_of(self, position: int, balanced_accuracy: float, error: float | None) -> float:
         """Adjusted p of another score for the feature at ``position``."""
@@ -91,7 +103,9 @@ class NullModel:
         families: TermFamilies | None = None,
         seed: int = 0,
         max_rows: int = MAX_ROWS,
+        kind: NullKind = NullKind.REASSIGN,
     ) -> None:
+        self._kind = kind
         self.features = np.asarray(features, np.int64)
         self.draws = draws
         self._terms = (families or TermFamilies()).terms(a.specs)
@@ -114,8 +128,8 @@ class NullModel:
         for _ in range(todo):
             random = np.random.default_rng([self._seed, self.done])
             (a, b) = self._sides
-            on_a = pair(a, self.features, self._binned_a, partners(a, random)[0])
-            on_b = pair(b, self.features, self._binned_b, partners(b, random)[0])
+            on_a = pair(a, self.features, self._binned_a, partners(a, random, self._kind)[0])
+            on_b = pair(b, self.features, self._binned_b, partners(b, random, self._kind)[0])
             trees = grow(self._binned_a, on_a)
             mask = choose_leaves(
                 leaf_counts(trees, self._binned_a, on_a), leaf_counts(trees, self._binned_b, on_b)
@@ -141,7 +155,7 @@ class NullModel:
         if not self._rules:
             raise ValueError("the null has no draws yet: call search() first")
         counted = np.ones(len(self.features), bool) if judged is None else judged
-        method = _method(held_out)
+        method = _method(held_out, self._kind)
         units = held_out.coverage().units[self.features].astype(np.float64)
         least = 0.5 / (units + 3.0)
         if not counted.any():
@@ -168,11 +182,13 @@ class NullModel:
         unit = held_out.unit[binned.row]
         for number, (trees, mask) in enumerate(self._rules):
             random = np.random.default_rng([self._seed, number, 1])
-            on = pair(held_out, self.features, binned, partners(held_out, random)[0])
+            on = pair(held_out, self.features, binned, partners(held_out, random, self._kind)[0])
             yield rule_scores(trees, mask, binned, on, unit=unit, n_units=held_out.n_units)
 
 
-def partners(evidence: Evidence, random: Generator) -> tuple[NDArray[np.int64], str]:
+def partners(
+    evidence: Evidence, random: Generator, kind: NullKind = NullKind.REASSIGN
+) -> tuple[NDArray[np.int64], NullKind]:
     """A metric row for each feature row, [n], −1 where its partner episode is shorter.
 
     Episodes change partners within groups of similar length, so that few rows are lost.
@@ -180,8 +196,8 @@ def partners(evidence: Evidence, random: Generator) -> tuple[NDArray[np.int64], 
     starts = np.searchsorted(evidence.unit, np.arange(evidence.n_units))
     lengths = np.diff(np.append(starts, len(evidence)))
     offset = np.arange(len(evidence)) - starts[evidence.unit]
-    method = _method(evidence)
-    if method == "circular shift":
+    method = _method(evidence, kind)
+    if method is NullKind.SHIFT:
         least = _decorrelation_steps(evidence)
         shift = np.array(
             [
@@ -202,9 +218,8 @@ def partners(evidence: Evidence, random: Generator) -> tuple[NDArray[np.int64], 
     return np.where(inside, starts[partner][evidence.unit] + offset, -1), method
 
 
-def _method(evidence: Evidence) -> str:
-    few = evidence.n_units < WITHIN_EPISODE_BELOW
-    return "circular shift" if few else "whole-episode reassignment"
+def _method(evidence: Evidence, kind: NullKind) -> NullKind:
+    return NullKind.SHIFT if evidence.n_units < WITHIN_EPISODE_BELOW else kind
 
 
 def _decorrelation_steps(evidence: Evidence) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 
 import numpy as np
 import pytest
@@ -34,11 +35,14 @@ def address():
     params.model.path = model
     params.n_ctx = 8192
     params.n_parallel = 1
-    params.port = 0
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        params.port = free.getsockname()[1]
     params.cpuparams.n_threads = 1
     params.cpuparams_batch.n_threads = 1
     server = llama.Server(params)
-    return server.listening_address
+    yield server.listening_address
+    del server
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from interlatent_live.explanations.evidence import collect_evidence
-from interlatent_live.explanations.nulls import NullModel, partners
+from interlatent_live.explanations.nulls import NullKind, NullModel, partners
 from interlatent_live.explanations.planted import HOOK, Kind, Plan, plant, sparse_codes
 from interlatent_live.explanations.rules import induce_rules
 from interlatent_live.explanations.scores import (
@@ -69,7 +69,7 @@ def cut(batch, rows):
 def test_episodes_change_partners_whole_and_step_by_step(seed, episodes):
     evidence = ragged(seed, episodes)
     partner, method = partners(evidence, np.random.default_rng(seed))
-    assert method == "whole-episode reassignment"
+    assert method is NullKind.REASSIGN
     used = partner[partner >= 0]
     assert len(np.unique(used)) == len(used)
     rows = np.flatnonzero(partner >= 0)
@@ -85,12 +85,12 @@ def test_episodes_change_partners_whole_and_step_by_step(seed, episodes):
 def test_with_few_episodes_time_is_shifted_in_a_circle(seed, episodes):
     evidence = ragged(seed, episodes)
     partner, method = partners(evidence, np.random.default_rng(seed))
-    assert method == "circular shift"
+    assert method is NullKind.SHIFT
     assert sorted(partner) == list(range(len(evidence)))
     np.testing.assert_array_equal(evidence.unit, evidence.unit[partner])
 
 
-def verify(evidence, families, draws, seed=0):
+def verify(evidence, families, draws, seed=0, kind=NullKind.REASSIGN):
     half = np.arange(evidence.n_units) < 2 * evidence.n_units // 3
     a, b = evidence.select(half).split(0.5)
     held_out = evidence.select(~half)
@@ -106,7 +106,7 @@ def verify(evidence, families, draws, seed=0):
         np.array([0.5 if x.value is None else x.value for x in found]),
         np.array([x.error or 0.0 for x in found]),
     )
-    null = NullModel(a, b, features, draws=draws, families=families, seed=seed)
+    null = NullModel(a, b, features, draws=draws, families=families, seed=seed, kind=kind)
     null.search()
     return rules, observed, null, held_out
 
@@ -210,3 +210,7 @@ def test_the_null_keeps_what_only_follows_the_clock():
     assert rules[0].predicate is not None
     assert observed.balanced_accuracy[0] > 0.9
     assert null.judge(held_out, observed).p[0] > 0.05
+    _, observed, shifted, held_out = verify(evidence, PLAIN_TERMS, 19, kind=NullKind.SHIFT)
+    result = shifted.judge(held_out, observed)
+    assert result.method is NullKind.SHIFT
+    assert result.p[0] <= 0.05, "a shift breaks what the clock ties together"
