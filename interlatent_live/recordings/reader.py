@@ -43,7 +43,7 @@ LARGEST_RECORD: Final = 256 * 1024 * 1024
 
 _MESSAGE_HEAD: Final = 2 + 4 + 8 + 8
 """Channel, sequence, log time, publish time."""
-_MALFORMED: Final = (McapError, ValueError, struct.error)
+_MALFORMED: Final = (McapError, ValueError, OverflowError, struct.error)
 """What the parsers of the MCAP package raise at bytes that are no record."""
 
 
