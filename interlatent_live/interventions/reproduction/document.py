@@ -109,7 +109,7 @@ def render(data: dict[str, Any]) -> str:
                             "logit bias while a condition holds",
                         )
                     ),
-                    str(knee or "above all"),
+                    str(knee or "none"),
                 )
                 for policy, knee in zip(policies, summary["knees"], strict=True)
             ),
