@@ -23,26 +23,35 @@ def fold(
 ) -> dict[str, Tensor]:
     """Tensors in the policy's units from one model's parameters in normalised units.
 
-    With x' = (x − x̄)/s and y' = (y − ȳ)/r: ``W_enc = diag(1/s) W'``, ``b_enc = b' − x̄ W_enc``,
-    ``W_dec = r W_dec'``, ``b_dec = ȳ + r b_dec' − x̄ W_skip``. Features are unchanged, and so are
-    thresholds.
+    With x' = (x − x̄)/s, y' = (y − ȳ)/r · T and B = r T⁻¹: ``W_enc = diag(1/s) W'``,
+    ``b_enc = b' − x̄ W_enc``, ``W_dec = W_dec' B``, ``b_dec = ȳ + b_dec' B − x̄ W_skip``. Features
+    are unchanged, and so are thresholds.
     """
     own = {name: tensor.detach().to("cpu", torch.float64) for name, tensor in parameters.items()}
     x_mean, x_scale = scales.x_mean.double(), scales.x_scale.double()
+    back = _from_target(scales, len(scales.y_mean))
     W_enc = own["W_enc"] / x_scale[:, None]
     tensors = {
         "W_enc": W_enc,
         "b_enc": own["b_enc"].reshape(-1) - x_mean @ W_enc,
-        "W_dec": own["W_dec"] * scales.y_scale,
-        "b_dec": scales.y_mean.double() + own["b_dec"].reshape(-1) * scales.y_scale,
+        "W_dec": own["W_dec"] @ back,
+        "b_dec": scales.y_mean.double() + own["b_dec"].reshape(-1) @ back,
     }
     if config.skip:
-        W_skip = own["W_skip"] / x_scale[:, None] * scales.y_scale
+        W_skip = own["W_skip"] / x_scale[:, None] @ back
         tensors["W_skip"] = W_skip
         tensors["b_dec"] = tensors["b_dec"] - x_mean @ W_skip
     if config.architecture is Architecture.JUMPRELU:
         tensors["threshold"] = own["log_threshold"].reshape(-1).exp()
     return {name: tensor.float() for name, tensor in tensors.items()}
+
+
+def _from_target(scales: Scales, d_out: int) -> Tensor:
+    """What takes a normalised target back to y − ȳ: float64 [d_out, d_out]."""
+    if scales.y_mix is None:
+        return torch.eye(d_out, dtype=torch.float64) * scales.y_scale
+    back: Tensor = torch.linalg.inv(scales.y_mix.double()) * scales.y_scale
+    return back
 
 
 def unfold(transcoder: Transcoder, scales: Scales) -> dict[str, Tensor]:
@@ -52,17 +61,17 @@ def unfold(transcoder: Transcoder, scales: Scales) -> dict[str, Tensor]:
         for name, tensor in transcoder.tensors().items()
     }
     x_mean, x_scale = scales.x_mean.double(), scales.x_scale.double()
-    y_scale = scales.y_scale
+    forth = torch.linalg.inv(_from_target(scales, len(scales.y_mean)))
     b_dec = own["b_dec"] - scales.y_mean.double()
     parameters = {
         "W_enc": own["W_enc"] * x_scale[:, None],
         "b_enc": (own["b_enc"] + x_mean @ own["W_enc"])[None],
-        "W_dec": own["W_dec"] / y_scale,
+        "W_dec": own["W_dec"] @ forth,
     }
     if transcoder.W_skip is not None:
-        parameters["W_skip"] = own["W_skip"] * x_scale[:, None] / y_scale
+        parameters["W_skip"] = own["W_skip"] * x_scale[:, None] @ forth
         b_dec = b_dec + x_mean @ own["W_skip"]
-    parameters["b_dec"] = (b_dec / y_scale)[None]
+    parameters["b_dec"] = (b_dec @ forth)[None]
     if transcoder.config.architecture is Architecture.JUMPRELU:
         parameters["log_threshold"] = own["threshold"].clamp_min(1e-6).log()[None]
     return {name: tensor.float() for name, tensor in parameters.items()}

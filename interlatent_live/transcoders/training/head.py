@@ -44,6 +44,20 @@ class LinearHead:
     matrix: Tensor
     variance: float
 
+    def mix(self, weight: float, y_scale: float) -> Tensor:
+        """Symmetric T [d_out, d_out] with ‖e T‖² = ‖e‖² + weight · ‖J e y_scale‖² / Var(J y).
+
+        With errors in units of ``y_scale``, training on targets y T with the plain squared error
+        *is* the head-weighted loss, without its bad conditioning: values lie far from each other
+        and advantages close together, so in y's own coordinates a few directions are stiff, and no
+        learning rate suits both.
+        """
+        stiff = (self.matrix.double() @ self.matrix.double().T) * (weight * y_scale**2)
+        identity = torch.eye(len(stiff), dtype=torch.float64, device=stiff.device)
+        values, vectors = torch.linalg.eigh(identity + stiff / self.variance)
+        mixed: Tensor = (vectors * values.sqrt()) @ vectors.T
+        return mixed
+
     def loss_and_gradient(self, y: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
         """As the protocol says; ``y`` does not matter."""
         del y
@@ -62,6 +76,19 @@ class CurvedTail:
 
     tail: Callable[[Tensor], Tensor]
     variance: float
+
+    def averaged(self, y: Tensor) -> LinearHead:
+        """The constant metric nearest to it: one whose JJᵀ is the mean of JᵀJ over y [n, d_out]."""
+        with torch.enable_grad():
+            y = y.detach().requires_grad_()
+            out = self.tail(y)
+            rows = [
+                torch.autograd.grad(out[:, place].sum(), y, retain_graph=True)[0]
+                for place in range(out.shape[1])
+            ]
+        total = sum(row.double().T @ row.double() for row in rows) / len(y)
+        values, vectors = torch.linalg.eigh(torch.as_tensor(total))
+        return LinearHead((vectors * values.clamp_min(0).sqrt()).float(), self.variance)
 
     def loss_and_gradient(self, y: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
         """As the protocol says.

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from interlatent_live.errors import UserError
 from interlatent_live.transcoders.config import Target
+from interlatent_live.transcoders.training.head import CurvedTail, LinearHead
 from interlatent_live.transcoders.training.recipe import Normalise
 from interlatent_live.transcoders.transcoder import Baselines
 
@@ -21,11 +22,13 @@ if TYPE_CHECKING:
 
 _FLOOR = 1e-3
 """A dimension's scale is at least this share of the largest: a constant one must not blow up."""
+_MIX_ROWS = 2048
+"""Rows over which a curved tail's metric is averaged."""
 
 
 @dataclass(frozen=True, eq=False)
 class Scales:
-    """x' = (x − x_mean) / x_scale, y' = (y − y_mean) / y_scale."""
+    """x' = (x − x_mean) / x_scale, y' = (y − y_mean) / y_scale · y_mix."""
 
     x_mean: Tensor
     x_scale: Tensor
@@ -33,6 +36,8 @@ class Scales:
     y_mean: Tensor
     y_scale: float
     """√E‖y − ȳ‖²."""
+    y_mix: Tensor | None = None
+    """float64 [d_out, d_out], symmetric; what makes a linear head's weighted loss a plain one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +55,7 @@ class HookData:
     validation: tuple[Tensor, Tensor]
     test: tuple[Tensor, Tensor]
     head: HeadMetric | None = None
+    """The head-weighted term, where it is not already in the scales."""
 
     @property
     def widths(self) -> tuple[int, int]:
@@ -89,6 +95,7 @@ def hook_data(
     normalise: Normalise,
     device: torch.device,
     head: HeadMetric | None = None,
+    head_weight: float = 0.0,
 ) -> HookData:
     """Normalise the rows of one hook point and fit its baselines.
 
@@ -115,7 +122,14 @@ def hook_data(
     else:
         x_scale = deviation.clamp_min(_FLOOR * float(deviation.max()))
     x_scale = torch.where(x_scale > 0, x_scale, torch.ones(()))
-    scales = Scales(x_mean, x_scale, baselines.y_mean, baselines.y_variance**0.5)
+    y_scale, y_mix = baselines.y_variance**0.5, None
+    if head_weight > 0 and isinstance(head, LinearHead):
+        y_mix, head = head.mix(head_weight, y_scale).cpu(), None
+    elif head_weight > 0 and isinstance(head, CurvedTail):
+        # As coordinates only: the loss itself takes each row's own Jacobian.
+        sample = y[:: max(1, len(y) // _MIX_ROWS)].to(device)
+        y_mix = head.averaged(sample).mix(head_weight, y_scale).cpu()
+    scales = Scales(x_mean, x_scale, baselines.y_mean, y_scale, y_mix)
     held = {
         name: (torch.from_numpy(x_all[mask]), torch.from_numpy(y_all[mask]))
         for name, mask in (("validation", split.validation), ("test", split.test))
@@ -123,13 +137,18 @@ def hook_data(
     return HookData(
         rows.hook_point,
         ((x - x_mean) / x_scale).to(device),
-        ((y - scales.y_mean) / scales.y_scale).to(device),
+        _normalised_target(y, scales).to(device),
         scales,
         baselines,
         held["validation"],
         held["test"],
         head,
     )
+
+
+def _normalised_target(y: Tensor, scales: Scales) -> Tensor:
+    target = (y - scales.y_mean) / scales.y_scale
+    return target if scales.y_mix is None else target @ scales.y_mix.float()
 
 
 def fit_baselines(x: Tensor, y: Tensor) -> Baselines:

@@ -184,6 +184,7 @@ def _hook_data(
         normalise=recipe.normalise,
         device=device,
         head=head,
+        head_weight=recipe.head_weight,
     )
 
 

@@ -101,6 +101,11 @@ class Trainer:
             (Stack(config, [_model_seed(job) for job in group], recipe, self.device), group)
             for config, group in grouped.items()
         ]
+        self._unmix = {
+            hook: torch.linalg.inv(one.scales.y_mix).float().to(self.device)
+            for hook, one in data.items()
+            if one.scales.y_mix is not None and one.head is not None
+        }
         self._orders = {
             (hook, seed): RowOrder(len(data[hook].x), recipe.batch, seed, self.device)
             for hook, seed in {(job.hook_point, job.seed) for job in jobs}
@@ -239,7 +244,7 @@ class Trainer:
                 chosen = [rows[job.hook_point, job.seed] for job in members]
                 x = self._gather(members, chosen, "x")
                 y = self._gather(members, chosen, "y")  # scaled unlike x, also where y is x
-                head = self._head_gradient(members, y) if self.recipe.head_weight > 0 else None
+                head = self._head_gradient(members, y)
                 stack.compute(models, x, y, self.step, error_gradient=head, record=record)
             stack.advance(self.step)
             if self._after_step is not None:
@@ -253,22 +258,40 @@ class Trainer:
         ]
         return rows[0].unsqueeze(0) if len(rows) == 1 else torch.stack(rows)
 
-    def _head_gradient(self, members: Sequence[Job], y: Tensor) -> Callable[[Tensor], Tensor]:
+    def _head_gradient(
+        self, members: Sequence[Job], y: Tensor
+    ) -> Callable[[Tensor], Tensor] | None:
+        """The head-weighted term of the members whose tail is curved, if any."""
         weight = self.recipe.head_weight
+        if weight == 0 or all(self.data[job.hook_point].head is None for job in members):
+            return None
 
         def gradient(error: Tensor) -> Tensor:
-            parts = []
-            for model, job in enumerate(members):
-                data = self.data[job.hook_point]
-                scale = data.scales.y_scale
-                if data.head is None:  # pragma: no cover - checked at construction
-                    raise AssertionError("head-weighted loss without a tail")
-                own = y[model] * scale + data.scales.y_mean.to(y.device)
-                _, pull = data.head.loss_and_gradient(own, error[model] * scale)
-                parts.append(pull * (weight * scale))
-            return torch.stack(parts)
+            return torch.stack(
+                [
+                    self._curved(self.data[job.hook_point], y[model], error[model], weight)
+                    for model, job in enumerate(members)
+                ]
+            )
 
         return gradient
+
+    def _curved(self, data: HookData, target: Tensor, mixed: Tensor, weight: float) -> Tensor:
+        """What to add to the gradient of ‖mixed‖² so that it is the weighted loss's, in its units.
+
+        ``target`` [n, d_out] is y' and ``mixed`` the error in its coordinates, e' = e T. The loss
+        is ‖e‖² + weight · ‖J(y) e‖² / Var(J y), whose gradient with respect to e' is its gradient
+        with respect to e times T⁻¹ (T is symmetric).
+        """
+        if data.head is None:
+            return torch.zeros_like(mixed)
+        scales, n = data.scales, len(mixed)
+        back = self._unmix[data.hook_point]
+        error = mixed @ back
+        own = (target @ back) * scales.y_scale + scales.y_mean.to(target.device)
+        _, pull = data.head.loss_and_gradient(own, error * scales.y_scale)
+        wanted: Tensor = (error * (2 / n) + pull * (weight * scales.y_scale)) @ back
+        return wanted - mixed * (2 / n)
 
     def _progress(self, rate: float) -> TrainProgress:
         reports = []
@@ -310,7 +333,7 @@ def _check_job(job: Job, data: HookData, recipe: Recipe) -> None:
             f"job {job.name} is for widths {config.d_in} → {config.d_out}, but hook point "
             f"{job.hook_point!r} has {data.widths[0]} → {data.widths[1]}"
         )
-    if recipe.head_weight > 0 and data.head is None:
+    if recipe.head_weight > 0 and data.head is None and data.scales.y_mix is None:
         raise UserError(
             f"the head-weighted loss needs to know what follows {job.hook_point!r}: name the "
             "policy with --policy, or set head_weight to 0"

@@ -73,9 +73,15 @@ def test_the_old_version_is_never_overwritten(drifted):
         finetune(old, wild, old.path, steps=1)
 
 
-def test_unfold_undoes_fold(any_transcoder):
+@pytest.mark.parametrize("mixed", [False, True])
+def test_unfold_undoes_fold(any_transcoder, mixed):
+    root = torch.randn(7, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     scales = Scales(
-        x_mean=torch.randn(5), x_scale=torch.rand(5) + 0.1, y_mean=torch.randn(7), y_scale=2.5
+        x_mean=torch.randn(5),
+        x_scale=torch.rand(5) + 0.1,
+        y_mean=torch.randn(7),
+        y_scale=2.5,
+        y_mix=root @ root.T + torch.eye(7) if mixed else None,
     )
     parameters = unfold(any_transcoder, scales)
     back = fold(any_transcoder.config, parameters, scales)

@@ -91,3 +91,15 @@ def test_other_modules_have_no_known_tail():
     policy = ActingPolicy("net", torch.nn.Linear(2, 2), "", "sha256:0", OutputKind.LOGITS)
     assert tail_of(policy, "whatever") is None
     assert head_metric(policy, "whatever", torch.zeros(3, 2)) is None
+
+
+def test_the_mix_makes_the_weighted_loss_a_plain_one():
+    policy = policy_with(Output.ARGMAX)
+    y = torch.randn(50, 8)
+    metric = head_metric(policy, "hidden.1", y)
+    assert isinstance(metric, LinearHead)
+    error = torch.randn(50, 8)
+    loss, _ = metric.loss_and_gradient(y, error * 3.0)
+    expected = float(error.square().sum(1).mean() + 0.2 * loss)
+    mixed = error.double() @ metric.mix(0.2, y_scale=3.0)
+    assert float(mixed.square().sum(1).mean()) == pytest.approx(expected, rel=1e-5)

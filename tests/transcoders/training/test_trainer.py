@@ -17,9 +17,11 @@ from interlatent_live.transcoders.collect import RolloutSettings, collect_rollou
 from interlatent_live.transcoders.config import Architecture, Target
 from interlatent_live.transcoders.dataset import ActivationDataset, split_by_episode
 from interlatent_live.transcoders.native import find_transcoders, load_transcoder
+from interlatent_live.transcoders.tails import head_metric
+from interlatent_live.transcoders.training.job import Job, hook_data
 from interlatent_live.transcoders.training.recipe import Recipe
 from interlatent_live.transcoders.training.run import CHECKPOINT_FOLDER, TrainRequest, train_dataset
-from interlatent_live.transcoders.training.trainer import CHECKPOINT_JSON
+from interlatent_live.transcoders.training.trainer import CHECKPOINT_JSON, Trainer
 
 SMALL = TrainRequest(n_features=(32,), k=4, seeds=2)
 SHORT = Recipe(steps=60, batch=64)
@@ -152,6 +154,63 @@ def test_the_head_weighted_loss_needs_and_uses_the_policy(dataset, cartpole, tmp
         train_dataset(
             dataset, tmp_path / "d", SMALL, recipe, policy=acting_policy("lunarlander-ppo")
         )
+
+
+@pytest.mark.parametrize("hook", ["hidden.0..hidden.1", "hidden.0"])
+def test_the_head_weighted_loss_acts_where_it_should(dataset, cartpole, tmp_path, hook):
+    """Linear after hidden.1, curved after hidden.0."""
+    request = TrainRequest((hook,), n_features=(64,), k=4, seeds=2)
+    rows = dataset.load(hook)
+    test = split_by_episode(rows.episode).test
+    x, y = torch.from_numpy(rows.x[test]), torch.from_numpy(rows.y[test])
+    metric = head_metric(cartpole, hook, y)
+    assert metric is not None
+    action_fvu = []
+    for weight in (0.0, 3.0):
+        recipe = Recipe(steps=800, batch=128, head_weight=weight)
+        trained = train_dataset(dataset, tmp_path / str(weight), request, recipe, policy=cartpole)
+        losses = [
+            float(metric.loss_and_gradient(y, one.transcoder.reconstruct(x) - y)[0])
+            for one in trained
+        ]
+        action_fvu.append(np.mean(losses))
+    assert action_fvu[1] < 0.9 * action_fvu[0]
+
+
+def test_the_curved_term_has_the_gradient_of_its_loss(dataset, cartpole):
+    rows = dataset.load("hidden.0")
+    split = split_by_episode(rows.episode)
+    head = head_metric(cartpole, "hidden.0", torch.from_numpy(rows.y[split.train]))
+    data = hook_data(
+        rows,
+        split,
+        target=Target.OUTPUT,
+        normalise=SHORT.normalise,
+        device=torch.device("cpu"),
+        head=head,
+        head_weight=0.5,
+    )
+    job = Job("hidden.0", SMALL.config(4, 64, 32), 0)
+    recipe = Recipe(steps=1, batch=64, head_weight=0.5)
+    trainer = Trainer([job], {"hidden.0": data}, recipe)
+    target, mixed = data.y[:20], 0.01 * torch.randn(20, 64)
+    scales = data.scales
+    assert scales.y_mix is not None
+    assert data.head is not None
+    back = torch.linalg.inv(scales.y_mix).float()
+    y = target @ back * scales.y_scale + scales.y_mean
+    torch.testing.assert_close(y, torch.from_numpy(rows.y[split.train][:20]), atol=1e-4, rtol=1e-3)
+
+    def loss(value):
+        error = value @ back
+        weighted, _ = data.head.loss_and_gradient(y, error * scales.y_scale)
+        return float(error.double().square().sum() / 20 + 0.5 * weighted.double())
+
+    gradient = trainer._curved(data, target, mixed, 0.5) + mixed * (2 / 20)
+    direction = torch.randn(20, 64)
+    step = 1e-3
+    slope = (loss(mixed + step * direction) - loss(mixed - step * direction)) / (2 * step)
+    assert float((gradient * direction).sum()) == pytest.approx(slope, rel=2e-2, abs=1e-3)
 
 
 def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(dataset, tmp_path):
