@@ -104,6 +104,12 @@ def _web_address(text: str) -> str:
     raise ValueError("must look like http://HOST:PORT/v1")
 
 
+def _database(text: str) -> str:
+    if text.startswith(("sqlite:///", "postgresql+psycopg://", "postgresql://")):
+        return text
+    raise ValueError("must look like sqlite:////PATH or postgresql://USER@HOST/DATABASE")
+
+
 Endpoint = Annotated[str, AfterValidator(_endpoint)]
 Address = Annotated[str, AfterValidator(_address)]
 
@@ -125,6 +131,7 @@ Endpoints = Annotated[tuple[Endpoint, ...], NoDecode, BeforeValidator(_several)]
 Paths = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_several)]
 Numbers = Annotated[tuple[Annotated[float, Field(gt=0)], ...], NoDecode, BeforeValidator(_several)]
 Counts = Annotated[tuple[Annotated[int, Field(gt=0)], ...], NoDecode, BeforeValidator(_several)]
+Texts = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_several)]
 Count = Annotated[int, Field(ge=1)]
 Bytes = Annotated[int, Field(ge=KIBI)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
@@ -149,10 +156,17 @@ class EndpointSettings(_Section):
     """Viewers subscribe here; so for the other two feeds."""
     correlator_feed: Endpoint = "tcp://127.0.0.1:28413"
     explainer_feed: Endpoint = "tcp://127.0.0.1:28415"
+    correlator_queries: Endpoint = "tcp://127.0.0.1:28417"
+    """Questions about the statistics are asked here (correlator)."""
     encoder_health: Address = "127.0.0.1:28420"
     """/healthz and /metrics over HTTP."""
     correlator_health: Address = "127.0.0.1:28421"
     explainer_health: Address = "127.0.0.1:28422"
+    explainer_requests: Endpoint = "tcp://127.0.0.1:28416"
+    """The console hands claims by people to the explainer here."""
+    console: Address = "127.0.0.1:28430"
+    """REST, server-sent events and WebSocket of the console, over HTTP."""
+    console_health: Address = "127.0.0.1:28423"
 
     def feeds(self) -> tuple[str, str, str]:
         """The endpoints that viewers subscribe to."""
@@ -161,6 +175,12 @@ class EndpointSettings(_Section):
     def health(self, service: ServiceName) -> str:
         """``HOST:PORT`` of a service's /healthz and /metrics."""
         return str(getattr(self, f"{service}_health"))
+
+
+ADDRESSES: Final = frozenset(
+    name for name in EndpointSettings.model_fields if name.endswith("_health")
+) | {"console"}
+"""Endpoints that are HOST:PORT of an HTTP server; the others are ZeroMQ's."""
 
 
 class EncoderSettings(_Section):
@@ -180,6 +200,10 @@ class EncoderSettings(_Section):
     """Further receivers of features, such as recorders, beside the correlator and the explainer."""
     pending_rows: Count = 65_536
     """Most steps that wait to be encoded; what does not fit is declared lost."""
+    rescan_s: Annotated[float, Field(ge=1, le=86_400)] = 2.0
+    """How often the folders are looked at for new versions; SIGHUP looks at once."""
+    weight_bytes: Bytes = 2048 * MEBI
+    """Weights kept ready on the device; the transcoder used longest ago makes room."""
 
 
 class CorrelatorSettings(_Section):
@@ -191,6 +215,41 @@ class CorrelatorSettings(_Section):
     pane_steps: Count = 2048
     half_lives: Numbers = (4096.0, 65536.0)
     sliding: Counts = (16_384,)
+    slices: Texts = ()
+    """Rows with statistics of their own, each as ``NAME: PREDICATE``, such as
+    ``falling: pole_angle > 0.1``; a predicate speaks of one step's metrics."""
+    drift: bool = True
+    """Watch densities, activations, correlations and the reconstruction error pane by pane."""
+    drift_reference_panes: Annotated[int, Field(ge=8)] = 64
+    """Panes that are taken as normal before drift is looked for."""
+    drift_panes_to_false_alarm: Annotated[float, Field(ge=100)] = 10_000.0
+    """Mean number of panes to a false alarm, for all monitors of a hook point together."""
+    conformal: Texts = ("fvu", "novelty")
+    """Scores with an alarm of stated rate: ``fvu``, ``novelty``, or ``metric:NAME``."""
+    conformal_rate: Annotated[float, Field(gt=0, lt=1)] = 0.001
+    """Share of blocks in which such an alarm is false."""
+    conformal_block_steps: Annotated[int, Field(ge=16)] = 512
+    """Rows of a block, whose largest score is judged."""
+    alert_rules: Path | None = None
+    """TOML file with alert rules; `interlatent-live alerts check` reads it."""
+    alert_every_s: Annotated[float, Field(ge=0.01, le=3600)] = 1.0
+    """How often rules are evaluated, in the agent's time."""
+    alertmanager: Annotated[str, AfterValidator(_web_address)] | None = None
+    """Address of a Prometheus Alertmanager; none: nobody is called."""
+    webhook: Annotated[str, AfterValidator(_web_address)] | None = None
+    """Address that alerts are posted to as JSON; none: nobody is called."""
+    webhook_key: Path | None = None
+    """File with the secret that signs what is posted to the webhook (HMAC-SHA256)."""
+    snapshots: Path | None = None
+    """Folder for snapshots of the statistics, from which a restart goes on; none: no snapshots."""
+    snapshot_every_s: Seconds = 60.0
+    snapshots_kept: Count = 8
+    """Newest snapshots of each hook point; the last one of each of as many days stays too."""
+    replay: Paths = ()
+    """Recordings that a restart takes rows from which came after the snapshot."""
+    replay_wait_s: Seconds = 10.0
+    """Longest that new rows wait for the recording to catch up with them; what it lacks then is
+    declared missing."""
 
 
 class ExplainerSettings(_Section):
@@ -210,6 +269,29 @@ class ExplainerSettings(_Section):
     null_draws: Annotated[int, Field(ge=99)] = 999
     """Draws of the null that a claim's score is held against."""
     seed: int = 0
+
+
+class ConsoleSettings(_Section):
+    """What people and programs look at, and what is kept of it."""
+
+    state: Path | None = None
+    """Folder of the store and of the token for writing; none: $STATE_DIRECTORY, or else
+    interlatent-live under $XDG_STATE_HOME or ~/.local/state."""
+    store: Annotated[str, AfterValidator(_database)] | None = None
+    """Database of claims, verdicts, costs, narration and corrections; none: SQLite in the state
+    folder. PostgreSQL needs the extra postgres."""
+    runs_kept: Count = 200
+    """Newest runs in the store; older ones go, unless people corrected their claims."""
+    narrations_kept: Count = 10_000
+    """Newest narrated intervals in the store, over all runs."""
+    replay_events: Count = 2000
+    """Events that a client which reconnects can be sent again."""
+    replay_bytes: Bytes = 16 * MEBI
+    """Most bytes of those events."""
+    clients: Count = 64
+    """Open feeds (server-sent events, WebSocket, JSON lines) at once."""
+    client_bytes: Bytes = 2 * MEBI
+    """Waiting for one slow client; then it misses the oldest, and is told how many."""
 
 
 class LimitSettings(_Section):
@@ -259,6 +341,7 @@ class Settings(BaseSettings):
     encoder: EncoderSettings = EncoderSettings()
     correlator: CorrelatorSettings = CorrelatorSettings()
     explainer: ExplainerSettings = ExplainerSettings()
+    console: ConsoleSettings = ConsoleSettings()
     limits: LimitSettings = LimitSettings()
     security: SecuritySettings = SecuritySettings()
     logging: LoggingSettings = LoggingSettings()
@@ -279,9 +362,14 @@ class Settings(BaseSettings):
     def _closed_by_default(self) -> Self:
         for name, value in self.endpoints:
             parts = urlsplit(value)
-            host = split_address(value if name.endswith("_health") else parts.netloc)[0]
+            host = split_address(value if name in ADDRESSES else parts.netloc)[0]
             if parts.scheme == "ipc" or is_loopback(host):
                 continue
+            if name == "console":
+                raise ValueError(
+                    f"endpoints.console ({value}) is open to other machines: the console has no "
+                    "logins yet, so use 127.0.0.1 and reach it through an SSH tunnel"
+                )
             if name.endswith("_health") and not self.security.remote_health:
                 raise ValueError(
                     f"endpoints.{name} ({value}) is open to other machines and has no login: "
@@ -310,6 +398,7 @@ class Settings(BaseSettings):
                 Buffer("steps not yet acknowledged", limits.agent_bytes, limits.agents),
                 Buffer("features not yet acknowledged", limits.consumer_bytes, limits.consumers),
                 Buffer("message being decoded", limits.message_bytes),
+                Buffer("weights on the device", self.encoder.weight_bytes),
             ),
             "correlator": (features, Buffer("tables", limits.statistics_bytes)),
             "explainer": (features, Buffer("evidence", limits.evidence_bytes)),
@@ -479,7 +568,7 @@ def on_free_ports(settings: Settings) -> Settings:
             probe.bind(("127.0.0.1", 0))
             ports.append(probe.getsockname()[1])
     endpoints = {
-        name: f"127.0.0.1:{port}" if name.endswith("_health") else f"tcp://127.0.0.1:{port}"
+        name: f"127.0.0.1:{port}" if name in ADDRESSES else f"tcp://127.0.0.1:{port}"
         for name, port in zip(EndpointSettings.model_fields, ports, strict=True)
     }
     return settings.model_copy(update={"endpoints": EndpointSettings(**endpoints)})

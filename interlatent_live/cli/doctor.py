@@ -205,7 +205,7 @@ def ports(settings: Settings) -> Iterator[Finding]:
     """Whether every endpoint can be listened on, or who does already."""
     from urllib.parse import urlsplit
 
-    from interlatent_live.config import split_address
+    from interlatent_live.config import ADDRESSES, split_address
 
     endpoints = dict(settings.endpoints)
     running = {
@@ -222,7 +222,7 @@ def ports(settings: Settings) -> Iterator[Finding]:
         parts = urlsplit(value)
         if parts.scheme == "ipc":
             continue
-        host, port = split_address(value if name.endswith("_health") else parts.netloc)
+        host, port = split_address(value if name in ADDRESSES else parts.netloc)
         (free if _can_listen(host, port) else blocked).append((name, port))
     if free:
         yield Finding("ports", State.GOOD, f"free: {', '.join(str(port) for _, port in free)}")
