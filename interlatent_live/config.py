@@ -398,9 +398,17 @@ class Settings(BaseSettings):
                 Buffer("steps not yet acknowledged", limits.agent_bytes, limits.agents),
                 Buffer("features not yet acknowledged", limits.consumer_bytes, limits.consumers),
                 Buffer("message being decoded", limits.message_bytes),
-                Buffer("weights on the device", self.encoder.weight_bytes),
             ),
-            "correlator": (features, Buffer("tables", limits.statistics_bytes)),
+            "correlator": (
+                features,
+                Buffer("tables", limits.statistics_bytes),
+                Buffer("questions and answers", limits.message_bytes, 2),
+                *(
+                    ()
+                    if self.correlator.snapshots is None
+                    else (Buffer("tables being saved or compared", limits.statistics_bytes),)
+                ),
+            ),
             "explainer": (features, Buffer("evidence", limits.evidence_bytes)),
         }
         return BufferBudget((*own[service], Buffer("documents for viewers", limits.feed_bytes)))

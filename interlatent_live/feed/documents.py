@@ -22,6 +22,7 @@ class Topic(StrEnum):
     PROFILES = "profiles"
     CLAIMS = "claims"
     NARRATION = "narration"
+    ALERTS = "alerts"
     FEATURES = "features"
     """Not documents but ``features`` wire messages, one per batch."""
 
@@ -166,11 +167,76 @@ class NarrationDocument(msgspec.Struct, frozen=True):
     published_ns: int
 
 
+class AlertStatus(msgspec.Struct, frozen=True):
+    """One alert rule on one hook point of one run."""
+
+    rule: str
+    hook_point: str
+    phase: str
+    """``inactive``, ``pending`` or ``firing``."""
+    severity: str
+    summary: str
+    since_ns: int | None
+    """When its conditions began to hold, in the agent's time."""
+    values: dict[str, float | None]
+    """What its conditions speak of, newest; ``None`` is unknown."""
+
+
+class DriftStatus(msgspec.Struct, frozen=True):
+    """One monitored number that is no longer what it was."""
+
+    hook_point: str
+    name: str
+    """Such as ``density:3``, ``activation:3``, ``r:3:speed`` or ``fvu``."""
+    pane: int
+    since_pane: int
+    evidence: float
+    bar: float
+    reference_mean: float
+    recent_mean: float
+    false_alarm: str
+    """The stated rate, in words."""
+
+
+class ConformalStatus(msgspec.Struct, frozen=True):
+    """One score with an alarm of stated rate."""
+
+    hook_point: str
+    score: str
+    phase: str
+    """``learning``, ``calibrating``, ``quiet`` or ``alarm``."""
+    blocks: int
+    """Blocks judged."""
+    alarms: int
+    rate: float
+    """Share of blocks in which an alarm would be false."""
+    threshold: float | None
+    newest: float | None
+    reason: str | None = None
+    """Why there is no threshold yet."""
+
+
+class AlertsDocument(msgspec.Struct, frozen=True):
+    """Topic ``alerts``: rules that are pending or firing, drift and alarms of one run."""
+
+    run_id: str
+    agent: str
+    rules: int
+    """Rules that watch this run."""
+    alerts: list[AlertStatus]
+    drift: list[DriftStatus]
+    conformal: list[ConformalStatus]
+    deliveries: dict[str, dict[str, int]]
+    """By receiver: delivered, waiting, failed, dropped."""
+    published_ns: int
+
+
 DOCUMENTS: dict[Topic, type[msgspec.Struct]] = {
     Topic.AGENTS: AgentsDocument,
     Topic.PROFILES: ProfilesDocument,
     Topic.CLAIMS: ClaimsDocument,
     Topic.NARRATION: NarrationDocument,
+    Topic.ALERTS: AlertsDocument,
 }
 
 

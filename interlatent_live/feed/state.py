@@ -15,6 +15,7 @@ import numpy as np
 from interlatent_live.feed.documents import (
     AgentsDocument,
     AgentStatus,
+    AlertsDocument,
     ClaimsDocument,
     NarrationDocument,
     ProfilesDocument,
@@ -64,6 +65,7 @@ class FeedState:
         self.agents: AgentsDocument | None = None
         self.profiles: dict[tuple[str, str], ProfilesDocument] = {}
         self.claims: dict[tuple[str, str], ClaimsDocument] = {}
+        self.alerts: dict[str, AlertsDocument] = {}
         self.narration: deque[NarrationDocument] = deque(maxlen=NARRATION_KEPT)
         self.runs: dict[tuple[str, str], RunView] = {}
         self.step_to_feed = LatencyHistogram()
@@ -86,6 +88,8 @@ class FeedState:
                 self._bounded(self.profiles, (run, hook), document)
             case ClaimsDocument(run_id=run, hook_point=hook):
                 self._bounded(self.claims, (run, hook), document)
+            case AlertsDocument(run_id=run):
+                self._bounded(self.alerts, run, document)
             case NarrationDocument():
                 self.narration.append(document)
             case _:
