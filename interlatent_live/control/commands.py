@@ -1,0 +1,137 @@
+"""What may be asked of an agent, as values that are checked where they are made.
+
+A command says who asks, why, for how long and on which state it was decided. Commands that only
+take energy out (stop, hold, revert) carry the same fields, but nothing about them can be a reason
+to refuse: see :mod:`interlatent_live.control.machine`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final
+
+from interlatent_live.errors import UserError
+
+if TYPE_CHECKING:
+    from interlatent_live.interventions.values import Intervention
+
+MAX_TEXT: Final = 1_000
+"""Characters of a reason."""
+MAX_NAME: Final = 200
+"""Characters of an id, an actor or a lease."""
+MAX_CHANGES: Final = 64
+"""Interventions that one command may ask for."""
+
+
+class Operation(StrEnum):
+    """What is asked."""
+
+    INTERVENE = "intervene"
+    """Put interventions into force until they expire."""
+    REVERT = "revert"
+    """End interventions: those of the named commands, or all."""
+    HOLD = "hold"
+    """Act safely instead of by the policy, until resumed; expires into a stop."""
+    STEP = "step"
+    """Let a held agent take one step of its policy."""
+    RESUME = "resume"
+    """End a hold or a stop: the policy acts again."""
+    STOP = "stop"
+    """Act safely and never by the policy until an explicit resume; latches."""
+    RENEW = "renew"
+    """Keep a lease, and with it the interventions made under it."""
+    RELEASE = "release"
+    """Give a lease up."""
+
+
+ENERGISING: Final = frozenset({Operation.INTERVENE, Operation.STEP, Operation.RESUME})
+"""Operations that add energy: they fail closed. All others must always work."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One intervention at one hook point, and how far it may move the output.
+
+    ``max_norm`` bounds ‖Δy‖₂ in each row, in the units of y; the agent's own bound holds besides.
+    """
+
+    hook_point: str
+    transcoder_hash: str
+    intervention: Intervention
+    max_norm: float
+
+    def __post_init__(self) -> None:
+        if not (self.max_norm > 0.0 and math.isfinite(self.max_norm)):
+            raise UserError(
+                f"an intervention at {self.hook_point} needs a positive, finite bound on its norm, "
+                f"not {self.max_norm}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One request to one agent.
+
+    Raises:
+        UserError: when a field is empty or too long, the lifetime is not positive, or changes are
+            given to an operation that has none (or missing where it needs them).
+    """
+
+    command_id: str
+    """Unique; the same id again is the same command, and is answered but not obeyed twice."""
+    operation: Operation
+    actor: str
+    reason: str
+    ttl_ns: int
+    """How long the effect may last, from the moment the agent received it; for a hold, how long
+    until it becomes a stop."""
+    lease: str = ""
+    """The session on whose behalf; interventions end with it."""
+    base_version: int | None = None
+    """The agent's control version on which an energising command was decided."""
+    changes: tuple[Change, ...] = ()
+    targets: tuple[str, ...] = ()
+    """Of a revert: ids of the commands whose interventions end; all, when empty."""
+    dry_run: bool = False
+    """Of an intervention: compute and log what it would do, and do nothing."""
+
+    def __post_init__(self) -> None:
+        for name, text, longest in (
+            ("command_id", self.command_id, MAX_NAME),
+            ("actor", self.actor, MAX_NAME),
+            ("reason", self.reason, MAX_TEXT),
+        ):
+            if not 0 < len(text) <= longest:
+                raise UserError(
+                    f"a command's {name} must have 1 to {longest} characters, not {len(text)}"
+                )
+        if len(self.lease) > MAX_NAME:
+            raise UserError(f"a lease has at most {MAX_NAME} characters, not {len(self.lease)}")
+        if self.ttl_ns <= 0:
+            raise UserError(f"{self.operation} needs a positive lifetime, not {self.ttl_ns} ns")
+        if (self.operation is Operation.INTERVENE) != bool(self.changes):
+            raise UserError("interventions belong to an intervene command, and it needs some")
+        if len(self.changes) > MAX_CHANGES:
+            raise UserError(
+                f"a command asks for {len(self.changes)} interventions; {MAX_CHANGES} are allowed"
+            )
+        if self.targets and self.operation is not Operation.REVERT:
+            raise UserError("only a revert names the commands that it ends")
+        if self.dry_run and self.operation is not Operation.INTERVENE:
+            raise UserError(f"only interventions have a dry run; {self.operation} has none")
+        if self.operation in {Operation.RENEW, Operation.RELEASE} and not self.lease:
+            raise UserError(f"{self.operation} must name the lease")
+
+    @property
+    def energising(self) -> bool:
+        """Whether it adds energy. A dry run does not."""
+        return self.operation in ENERGISING and not self.dry_run
+
+    def digest(self) -> str:
+        """SHA-256 over everything it says: two commands with one id must be the same command."""
+        text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
