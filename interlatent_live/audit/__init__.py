@@ -1,0 +1,1 @@
+"""Who asked what of which agent, in a file in which nothing can be changed unnoticed."""
