@@ -11,16 +11,20 @@ import queue
 import threading
 import time
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING
 
+from interlatent_live.console.secrets import load_token, request_key, state_folder
 from interlatent_live.errors import UserError
 from interlatent_live.explanations import ExplainerConfig
+from interlatent_live.explanations.requests import carry_out
 from interlatent_live.feed.documents import ClaimsDocument, NarrationDocument, Topic
 from interlatent_live.logs import get_logger
 from interlatent_live.pipeline.calibration import load_calibrations
 from interlatent_live.pipeline.explainer import ExplainerCore, Pace, calibrations_from
 from interlatent_live.services.network import Network
 from interlatent_live.services.receiver_service import FeatureService
+from interlatent_live.services.requests import RequestSocket
 from interlatent_live.services.runtime import ServiceRuntime
 from interlatent_live.services.writing import WriterThread
 
@@ -28,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from interlatent_live.config import Settings
+    from interlatent_live.explanations.requests import Answer, Request
     from interlatent_live.services.publishing import FeedPublisher
     from interlatent_live.stream import FeatureBatch, Manifest
 
@@ -52,13 +57,27 @@ def serve(settings: Settings) -> None:
     ):
         shell = ExplainerShell(settings)
         service = FeatureService("explainer", settings, network, shell)
+        requests = _request_socket(settings, network)
+        shell.requests = requests
         try:
             claims = shell.prepare()
             runtime.ready(writer=shell.writer, claims_prepared=claims)
             with shell:
                 service.run(runtime, alive=shell.check)
         finally:
+            if requests is not None:
+                requests.close()
             service.close()
+
+
+def _request_socket(settings: Settings, network: Network) -> RequestSocket | None:
+    """Where people's claims come in; without a place for the secret, explaining goes on alone."""
+    try:
+        key = request_key(load_token(state_folder(settings)))
+    except UserError as error:
+        get_logger("services.explainer").warning("no claims by people", why=str(error))
+        return None
+    return RequestSocket(network, settings.endpoints.explainer_requests, key)
 
 
 class ExplainerShell:
@@ -85,6 +104,8 @@ class ExplainerShell:
         self._events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._processed: deque[str] = deque()
         self._documents: deque[ClaimsDocument | NarrationDocument] = deque(maxlen=1000)
+        self.requests: RequestSocket | None = None
+        self._answers: deque[Answer] = deque()
         self._stop = threading.Event()
         self._crash: BaseException | None = None
         self._worker = threading.Thread(target=self._think, name="think", daemon=True)
@@ -134,6 +155,7 @@ class ExplainerShell:
     def turn(self, feed: FeedPublisher, lost: Mapping[str, int]) -> list[str]:
         """Publish what the worker found; returns the streams whose oldest rows are done with."""
         del lost  # claims are scored on what arrived; the correlator shows what did not
+        self._pass_requests_on()
         while self._documents:
             document = self._documents.popleft()
             if isinstance(document, ClaimsDocument):
@@ -147,7 +169,18 @@ class ExplainerShell:
             done.append(self._processed.popleft())
         return done
 
+    def _pass_requests_on(self) -> None:
+        if self.requests is None:
+            return
+        for request in self.requests.receive():
+            self._events.put(partial(self._carry_out, request))
+        while self._answers:
+            self.requests.answer(self._answers.popleft())
+
     # -- the worker's thread -----------------------------------------------------------------------
+
+    def _carry_out(self, request: Request) -> None:
+        self._answers.append(carry_out(request, self._core))
 
     def _think(self) -> None:
         try:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from interlatent_live.explanations import ExplainerConfig, Sentence
+    from interlatent_live.explanations.claims import Claim
     from interlatent_live.explanations.evidence import Evidence
     from interlatent_live.explanations.profile import FeatureProfile
     from interlatent_live.explanations.writers import Draft
@@ -281,6 +282,34 @@ class ExplainerCore:
         inquiry = self._inquiries.get((run_id, hook_point))
         if inquiry is not None and not inquiry.ended:
             inquiry.explainer.adopt(feature, draft, self._clock())
+
+    # -- what people ask ---------------------------------------------------------------------------
+
+    def explainer(self, run_id: str, hook_point: str) -> Explainer:
+        """The explainer of one (run, hook point).
+
+        Raises:
+            UserError: when there is none.
+        """
+        return self._inquiry(run_id, hook_point).explainer
+
+    def adopt_by_person(self, run_id: str, hook_point: str, feature: int, draft: Draft) -> Claim:
+        """Put a person's draft through the gate; no model is asked for another.
+
+        Raises:
+            UserError: when the run is unknown, or has ended: no later episode could verify it.
+        """
+        inquiry = self._inquiry(run_id, hook_point)
+        if inquiry.ended:
+            raise UserError(f"run {run_id} has ended; a claim needs later episodes to be checked")
+        inquiry.asked.add(feature)
+        return inquiry.explainer.adopt(feature, draft, self._clock())
+
+    def _inquiry(self, run_id: str, hook_point: str) -> _Inquiry:
+        found = self._inquiries.get((run_id, hook_point))
+        if found is None:
+            raise UserError(f"no run {run_id!r} with hook point {hook_point!r} is known here")
+        return found
 
     # -- what is shown -----------------------------------------------------------------------------
 

@@ -1,0 +1,1 @@
+"""The console without its process: routes, models, the feed's bridge, and who may write."""
