@@ -132,6 +132,7 @@ def claim_json(claim: Claim) -> dict[str, Any]:
         "predicate": None if claim.predicate is None else to_text(claim.predicate),
         "verdict": str(claim.verdict),
         "reason": claim.reason,
+        "judged_ns": claim.history[-1].at_ns if claim.history else claim.created_ns,
         "balanced_accuracy": None if accuracy is None else accuracy.value,
         "balanced_accuracy_lo": None if accuracy is None else accuracy.low,
         "balanced_accuracy_hi": None if accuracy is None else accuracy.high,
