@@ -23,6 +23,7 @@ class Topic(StrEnum):
     CLAIMS = "claims"
     NARRATION = "narration"
     ALERTS = "alerts"
+    COSTS = "costs"
     FEATURES = "features"
     """Not documents but ``features`` wire messages, one per batch."""
 
@@ -231,12 +232,42 @@ class AlertsDocument(msgspec.Struct, frozen=True):
     published_ns: int
 
 
+class ClaimCost(msgspec.Struct, frozen=True):
+    """What the wording of one claim has cost so far."""
+
+    address: str
+    requests: int
+    input_tokens: int
+    output_tokens: int
+    dollars: float
+
+
+class CostsDocument(msgspec.Struct, frozen=True):
+    """Topic ``costs``: what one explainer process has spent on its writer since it started."""
+
+    writer: str
+    since_ns: int
+    """When that process began to count; names the process among its restarts."""
+    requests: int
+    input_tokens: int
+    output_tokens: int
+    dollars: float
+    limit_dollars: float
+    dollars_per_hour: float | None
+    """Over the last hour, or since the start; ``None`` in the first minute."""
+    refused: dict[str, int]
+    """Requests that were not sent, by reason."""
+    claims: list[ClaimCost]
+    published_ns: int
+
+
 DOCUMENTS: dict[Topic, type[msgspec.Struct]] = {
     Topic.AGENTS: AgentsDocument,
     Topic.PROFILES: ProfilesDocument,
     Topic.CLAIMS: ClaimsDocument,
     Topic.NARRATION: NarrationDocument,
     Topic.ALERTS: AlertsDocument,
+    Topic.COSTS: CostsDocument,
 }
 
 

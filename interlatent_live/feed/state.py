@@ -17,6 +17,7 @@ from interlatent_live.feed.documents import (
     AgentStatus,
     AlertsDocument,
     ClaimsDocument,
+    CostsDocument,
     NarrationDocument,
     ProfilesDocument,
 )
@@ -66,6 +67,7 @@ class FeedState:
         self.profiles: dict[tuple[str, str], ProfilesDocument] = {}
         self.claims: dict[tuple[str, str], ClaimsDocument] = {}
         self.alerts: dict[str, AlertsDocument] = {}
+        self.costs: CostsDocument | None = None
         self.narration: deque[NarrationDocument] = deque(maxlen=NARRATION_KEPT)
         self.runs: dict[tuple[str, str], RunView] = {}
         self.step_to_feed = LatencyHistogram()
@@ -90,6 +92,8 @@ class FeedState:
                 self._bounded(self.claims, (run, hook), document)
             case AlertsDocument(run_id=run):
                 self._bounded(self.alerts, run, document)
+            case CostsDocument():
+                self.costs = document
             case NarrationDocument():
                 self.narration.append(document)
             case _:

@@ -7,6 +7,7 @@ from tests.support.feeds import (
     agents_document,
     claim,
     claims_document,
+    costs_document,
     feature_batch,
     narration_document,
 )
@@ -17,6 +18,7 @@ def test_documents_survive_the_trip():
         ("agents", agents_document()),
         ("claims", claims_document([claim()])),
         ("narration", narration_document()),
+        ("costs", costs_document()),
     ]:
         assert parse_document(topic, document_payload(document)) == document
 

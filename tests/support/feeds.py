@@ -5,7 +5,9 @@ import numpy as np
 from interlatent_live.feed.documents import (
     AgentsDocument,
     AgentStatus,
+    ClaimCost,
     ClaimsDocument,
+    CostsDocument,
     HookPointStatus,
     NarrationDocument,
     NarrationLine,
@@ -96,3 +98,20 @@ def feature_batch(first_seq=0, envs=(0, 1), time_ns=1_000_000, active=((3, 1.5),
         error_affine=np.full(n, np.nan, np.float32),
     )
     return FeatureBatch("run-1", "boot-1", steps, {"hidden.1": codes}, {"hidden.1": HASH}, 2)
+
+
+def costs_document(**changes) -> CostsDocument:
+    values = {
+        "writer": "openai:small",
+        "since_ns": 5,
+        "requests": 3,
+        "input_tokens": 900,
+        "output_tokens": 120,
+        "dollars": 0.02,
+        "limit_dollars": 1.0,
+        "dollars_per_hour": 0.4,
+        "refused": {},
+        "claims": [ClaimCost(f"hidden.1/3@{HASH}", 3, 900, 120, 0.02)],
+        "published_ns": 9,
+    }
+    return CostsDocument(**(values | changes))
