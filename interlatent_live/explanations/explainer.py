@@ -28,8 +28,10 @@ from interlatent_live.explanations.scores import balanced_accuracy_of, score_row
 from interlatent_live.explanations.search import CLOCK_TERMS, PLAIN_TERMS, RuleScores, TermFamilies
 from interlatent_live.explanations.sequential import (
     FALSE_WITHDRAWALS_PER_MILLION,
+    Events,
     Watch,
-    runs,
+    events_of,
+    joined,
     start_watch,
     update_watch,
 )
@@ -40,6 +42,8 @@ from interlatent_live.stream import FeatureAddress
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from numpy.typing import NDArray
 
     from interlatent_live.explanations.predicates import Predicate, Truth
     from interlatent_live.explanations.scores import Interval
@@ -413,23 +417,25 @@ class Explainer:
         predicate = claim.predicate
         if predicate is None:
             return ""
-        holds = self._truth(predicate, held_out).holds & held_out.scored
-        on = held_out.on(claim.address.index)
-        bouts = runs(on, holds, held_out.past, held_out.time_ns)
-        firings = runs(holds, on, held_out.past, held_out.time_ns)
+        feature = claim.address.index
+        holds = self._truth(predicate, held_out).holds
+        presences, firings = _events(held_out, feature, holds)
         until = int(held_out.time_ns.max())
-        watch = self._watches.get(claim.address.index)
+        watch = self._watches.get(feature)
         if watch is None:
+            steps = len(held_out)
+            if self._proposal is not None:
+                past = _events(
+                    self._proposal, feature, evaluate(predicate, self._proposal.columns()).holds
+                )
+                presences, firings = joined(past[0], presences), joined(past[1], firings)
+                steps += len(self._proposal)
             watch = start_watch(
-                bouts,
-                firings,
-                len(held_out),
-                until,
-                self.config.false_withdrawals_per_million,
+                presences, firings, steps, until, self.config.false_withdrawals_per_million
             )
         else:
-            watch = update_watch(watch, bouts, firings, until)
-        self._watches[claim.address.index] = watch
+            watch = update_watch(watch, presences, firings, until)
+        self._watches[feature] = watch
         return watch.broken
 
     def narrate(self, limit: int = 3) -> tuple[Sentence, ...]:
@@ -487,6 +493,12 @@ class Explainer:
             for claim in self.claims
         ]
         return {"features": features, "claims": claim_counts(self.claims, live, eligible)}
+
+
+def _events(evidence: Evidence, feature: int, holds: NDArray[np.bool_]) -> tuple[Events, Events]:
+    """Presences of the feature and firings of the predicate ([n] where it holds)."""
+    on, says = evidence.on(feature), holds & evidence.scored
+    return events_of(on, says, evidence), events_of(says, on, evidence)
 
 
 def _was_scored(claim: Claim) -> bool:
