@@ -10,6 +10,7 @@ are numbers of held-out episodes (6, 8, 12, 16, 24, 32, 48 …).
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,7 +20,7 @@ from interlatent_live.errors import UserError
 from interlatent_live.explanations.claims import Claim, claim_counts, claim_json
 from interlatent_live.explanations.clauses import kept_clauses, prune
 from interlatent_live.explanations.evidence import DEFAULT_LIMIT_BYTES, Evidence, EvidenceStore
-from interlatent_live.explanations.narrator import Narrator, Sentence
+from interlatent_live.explanations.narrator import WINDOWS, Narrator, Sentence
 from interlatent_live.explanations.nulls import NullKind, NullModel, NullResult
 from interlatent_live.explanations.predicates import evaluate, leaf_count, to_english, to_text
 from interlatent_live.explanations.profile import FeatureProfile, build_profile
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
     from interlatent_live.explanations.scores import Interval
     from interlatent_live.stream import FeatureBatch, MetricSpec
 
+_COPIES_NARRATED: Final = 64
 _LOOKS: Final = tuple(sorted({6 * 2**k for k in range(20)} | {8 * 2**k for k in range(20)}))
 
 
@@ -68,7 +70,7 @@ class ExplainerConfig:
     limit_bytes: int = DEFAULT_LIMIT_BYTES
     block_steps: int | None = None
     false_withdrawals_per_million: float = FALSE_WITHDRAWALS_PER_MILLION
-    narration_windows: tuple[int, ...] = (100, 50, 25, 12)
+    narration_windows: tuple[int, ...] = WINDOWS
 
 
 class Explainer:
@@ -91,7 +93,8 @@ class Explainer:
         self.hook_point = hook_point
         self.specs = tuple(specs)
         self._actions, self._environment = actions, environment
-        self._seconds = 1 / control_hz if control_hz else None
+        self._seconds: float | None = None
+        self.acts_at(control_hz)
         self._store = EvidenceStore(
             specs, limit_bytes=self.config.limit_bytes, block_steps=self.config.block_steps
         )
@@ -106,6 +109,11 @@ class Explainer:
         self._alarm = ""
         self._transcoder_hash = ""
         self._truths: dict[Predicate, Truth] = {}
+        self._said: dict[int, deque[tuple[tuple[str, int, str], ...]]] = {}
+
+    def acts_at(self, control_hz: float | None) -> None:
+        """How fast the agent acts, which only words the narration; None: count in steps."""
+        self._seconds = 1 / control_hz if control_hz else None
 
     @property
     def claims(self) -> tuple[Claim, ...]:
@@ -439,18 +447,33 @@ class Explainer:
         return watch.broken
 
     def narrate(self, limit: int = 3) -> tuple[Sentence, ...]:
-        """What the agent copies are doing now: sentences of the copies with the newest steps."""
+        """What the agent copies are doing now: the most telling sentences of ``limit`` copies.
+
+        What was said of a copy the last two times is said again only where nothing else is of note.
+        """
         verified = [c for c in self._claims.values() if c.verdict is Verdict.VERIFIED]
         if not verified or self.hook_point not in self._store.hook_points():
             return ()
         evidence = self._store.evidence(self.hook_point)
         narrator = self.narrator(evidence)
-        out: list[Sentence] = []
-        for row in narrator.latest_rows():
-            out += narrator.narrate_at(int(row))
-            if len(out) >= limit:
-                break
-        return tuple(out[:limit])
+        found: list[tuple[Sentence, ...]] = []
+        for row in narrator.latest_rows()[:_COPIES_NARRATED]:
+            copy = int(evidence.unit_key[evidence.unit[row], 1])
+            recent = {key for said in self._said.get(copy, ()) for key in said}
+            sentences = narrator.narrate_at(int(row), recent)
+            if sentences:
+                found.append(sentences)
+        # Rarest first, by whether there is anything new, so that one state is not told all over.
+        found.sort(key=lambda one: (self._all_said(one), one[0].common))
+        chosen = found[:limit]
+        for sentences in chosen:
+            said = self._said.setdefault(sentences[0].env, deque(maxlen=2))
+            said.append(tuple(key for sentence in sentences for key in sentence.keys))
+        return tuple(sentence for sentences in chosen for sentence in sentences)
+
+    def _all_said(self, sentences: tuple[Sentence, ...]) -> bool:
+        said = {key for times in self._said.values() for keys in times for key in keys}
+        return all(key in said for sentence in sentences for key in sentence.keys)
 
     def narrator(self, evidence: Evidence) -> Narrator:
         """A narrator of the current claims over some evidence."""

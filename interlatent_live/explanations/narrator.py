@@ -1,10 +1,12 @@
 """What the agent is doing now, in sentences that rest on verified, active features only.
 
 A sentence is chosen for a window of the agent's last steps: its claim is verified, its predicate
-and its feature both hold in at least 80 % of the window, and it is not true nearly always. Several
-lengths of window are tried, and what is rarest is said. The sentence names its features and the
-metric values it rests on, and its references resolve to claims; nothing else is said. Its truth is
-measured afterwards, on the window and at other times of the same run (:func:`measure`).
+and its feature both hold in at least 80 % of the window, and it is not true nearly always. Of a
+predicate "A or B" only the part that holds is said, which says more and implies the whole. Several
+lengths of window are tried, and what is rarest is said, what was said a moment ago last. The
+sentence names its features and the metric values it rests on, and its references resolve to claims;
+nothing else is said. Its truth is measured afterwards, on the window and at other times of the same
+run (:func:`measure`).
 """
 
 from __future__ import annotations
@@ -14,11 +16,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from interlatent_live.explanations.predicates import evaluate, metric_names, to_english
+from interlatent_live.explanations.predicates import (
+    Or,
+    Predicate,
+    evaluate,
+    metric_names,
+    to_english,
+    to_text,
+)
 from interlatent_live.explanations.verification import Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from numpy.random import Generator
     from numpy.typing import NDArray
@@ -26,9 +35,12 @@ if TYPE_CHECKING:
     from interlatent_live.explanations.claims import Claim
     from interlatent_live.explanations.evidence import Evidence
 
+WINDOWS: Final = (100, 50, 25, 12, 6)
 HOLDS_SHARE: Final = 0.8
 TRIVIAL_SHARE: Final = 0.9
 _SENTENCES: Final = 3
+_REPEATED: Final = 16.0
+"""How much rarer what was said a moment ago must be than something new."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +49,8 @@ class Reference:
 
     address: str
     claim_version: int
+    said: str
+    """The part of the claim's predicate that the sentence says, canonical text."""
     held: float
     """Share of the window in which predicate and feature both held."""
     values: tuple[tuple[str, float, str], ...]
@@ -55,6 +69,13 @@ class Sentence:
     last_t: int
     start_ns: int
     end_ns: int
+    common: float = 1.0
+    """Share of all windows of which the same could be said, with what was said beside it."""
+
+    @property
+    def keys(self) -> tuple[tuple[str, int, str], ...]:
+        """What was said: (address, claim version, canonical text), by reference."""
+        return tuple((one.address, one.claim_version, one.said) for one in self.references)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +111,7 @@ def sentence_json(sentence: Sentence) -> dict[str, Any]:
             {
                 "address": reference.address,
                 "claim_version": reference.claim_version,
+                "said": reference.said,
                 "held": reference.held,
                 "metrics": [
                     {"name": name, "value": value, "unit": unit}
@@ -99,6 +121,18 @@ def sentence_json(sentence: Sentence) -> dict[str, Any]:
             for reference in sentence.references
         ],
     }
+
+
+@dataclass(frozen=True, slots=True)
+class _Statement:
+    """One thing that may be said: a claim, and the part of its predicate that holds."""
+
+    claim: Claim
+    said: Predicate
+
+    @property
+    def key(self) -> tuple[str, int, str]:
+        return str(self.claim.address), self.claim.version, to_text(self.said)
 
 
 class Narrator:
@@ -112,24 +146,26 @@ class Narrator:
         evidence: Evidence,
         claims: Sequence[Claim],
         *,
-        windows: Sequence[int] = (100, 50, 25, 12),
+        windows: Sequence[int] = WINDOWS,
         seconds_per_step: float | None = None,
     ) -> None:
         self._evidence = evidence
         self._windows = sorted(windows, reverse=True)
         self._seconds = seconds_per_step
-        self._claims: list[Claim] = []
+        self._statements: list[_Statement] = []
         held = []
         columns = evidence.columns()
         for claim in claims:
             if claim.verdict is not Verdict.VERIFIED or claim.predicate is None:
                 continue
-            truth = evaluate(claim.predicate, columns).holds
-            if truth[evidence.scored].mean() > TRIVIAL_SHARE:
-                continue
-            both = truth & evidence.on(claim.address.index)
-            self._claims.append(claim)
-            held.append(both)
+            on = evidence.on(claim.address.index)
+            for said in _parts(claim.predicate):
+                truth = evaluate(said, columns).holds
+                if truth[evidence.scored].mean() > TRIVIAL_SHARE:
+                    continue
+                self._statements.append(_Statement(claim, said))
+                held.append(truth & on)
+        self._index = {statement.key: i for i, statement in enumerate(self._statements)}
         self._held = np.array(held, bool).reshape(len(held), len(evidence))
         self._windows_held: dict[int, NDArray[np.bool_]] = {}
         # Sums over any window in two look-ups.
@@ -137,26 +173,35 @@ class Narrator:
             [np.zeros((len(held), 1), np.int64), np.cumsum(self._held, axis=1)], axis=1
         )
 
-    def narrate_at(self, row: int) -> tuple[Sentence, ...]:
+    def narrate_at(
+        self, row: int, recent: Collection[tuple[str, int, str]] = ()
+    ) -> tuple[Sentence, ...]:
         """Sentences for the window that ends at a row.
 
         Of all lengths that have any, the one whose sentences together are rarest tells most; the
-        longest wins ties.
+        longest wins ties. ``recent`` are the :attr:`Sentence.keys` of what was said a moment ago:
+        it is said again only where there is nothing else of note.
         """
         best: tuple[float, int, list[int]] | None = None
         for length in self._windows:
             if self._evidence.past[row] < length - 1:
                 continue
-            chosen = self._chosen(row, length)
+            chosen = self._chosen(row, length, recent)
             if not chosen:
                 continue
-            common = float(self._holding(length)[chosen].all(0).mean())
+            common = self.rarity(chosen, length)
+            if all(self._statements[index].key in recent for index in chosen):
+                common *= _REPEATED
             if best is None or common < best[0]:
                 best = (common, length, chosen)
         if best is None:
             return ()
-        _, length, chosen = best
-        return tuple(self._sentence(index, row, length) for index in chosen)
+        common, length, chosen = best
+        return tuple(self._sentence(index, row, length, common) for index in chosen)
+
+    def rarity(self, statements: Sequence[int], length: int) -> float:
+        """Share of windows of this length of which all the statements could be said."""
+        return float(self._holding(length)[list(statements)].all(0).mean())
 
     def latest_rows(self) -> NDArray[np.int64]:
         """The newest row of each agent copy, newest first."""
@@ -166,23 +211,23 @@ class Narrator:
         _, first = np.unique(copies[order], axis=0, return_index=True)
         return order[np.sort(first)]
 
-    def held_share(self, claim_at: int, row: int, length: int) -> float:
-        """Share of the window ending at ``row`` in which claim ``claim_at`` and feature hold."""
-        total = self._sum[claim_at, row + 1] - self._sum[claim_at, row + 1 - length]
+    def held_share(self, statement: int, row: int, length: int) -> float:
+        """Share of the window ending at ``row`` in which statement and feature hold."""
+        total = self._sum[statement, row + 1] - self._sum[statement, row + 1 - length]
         return float(total) / length
 
-    def _chosen(self, row: int, length: int) -> list[int]:
-        if not self._claims:
+    def _chosen(self, row: int, length: int, recent: Collection[tuple[str, int, str]]) -> list[int]:
+        if not self._statements:
             return []
         share = (self._sum[:, row + 1] - self._sum[:, row + 1 - length]) / length
         candidates = np.flatnonzero(share >= HOLDS_SHARE)
         # The rarest is the most telling; what says the same thing again is left out.
-        ranked = candidates[np.argsort(self._holding(length)[candidates].mean(1), kind="stable")]
+        common = self._holding(length)[candidates].mean(1)
+        common *= np.where([self._statements[i].key in recent for i in candidates], _REPEATED, 1.0)
         chosen: list[int] = []
         spoken: set[tuple[str, ...]] = set()
-        for index in ranked:
-            predicate = self._claims[index].predicate
-            names = metric_names(predicate) if predicate is not None else ()
+        for index in candidates[np.argsort(common, kind="stable")]:
+            names = metric_names(self._statements[index].said)
             if names in spoken:
                 continue
             spoken.add(names)
@@ -197,25 +242,27 @@ class Narrator:
             self._windows_held[length] = total >= HOLDS_SHARE * length
         return self._windows_held[length]
 
-    def _sentence(self, index: int, row: int, length: int) -> Sentence:
-        evidence, claim = self._evidence, self._claims[index]
+    def _sentence(self, index: int, row: int, length: int, common: float) -> Sentence:
+        evidence, statement = self._evidence, self._statements[index]
+        claim = statement.claim
         rows = slice(row + 1 - length, row + 1)
         columns = evidence.columns()
         units = {spec.name: spec.unit for spec in evidence.specs}
-        names = () if claim.predicate is None else metric_names(claim.predicate)
         values = tuple(
-            (name, float(np.nanmean(columns.column(name)[rows])), units[name]) for name in names
+            (name, float(np.nanmean(columns.column(name)[rows])), units[name])
+            for name in metric_names(statement.said)
         )
         held = self.held_share(index, row, length)
-        reference = Reference(str(claim.address), claim.version, held, values)
+        reference = Reference(*statement.key, held, values)
         key = evidence.unit_key[evidence.unit[row]]
         when = f"{length} steps" if self._seconds is None else f"{length * self._seconds:.2g} s"
-        facts = ", ".join(f"{name} {value:.3g} {unit}".rstrip() for name, value, unit in values)
+        facts = ", ".join(
+            f"{name.replace('_', ' ')} {value:.3g} {unit}".rstrip() for name, value, unit in values
+        )
         # The predicate in English, not the writer's words: only the predicate was verified.
-        said = "" if claim.predicate is None else to_english(claim.predicate)
         return Sentence(
-            f"For the last {when}, {said} "
-            f"[feature {claim.address.hook_point}/{claim.address.index}; {facts}].",
+            f"For the last {when}, {to_english(statement.said)} "
+            f"(mean {facts}) [feature {claim.address.hook_point}/{claim.address.index}].",
             (reference,),
             int(key[1]),
             int(key[2]),
@@ -223,14 +270,17 @@ class Narrator:
             int(evidence.t[row]),
             int(evidence.time_ns[rows.start]),
             int(evidence.time_ns[row]),
+            common,
         )
 
-    def claim_index(self, reference: Reference) -> int | None:
-        """Which of the narrated claims a reference means; None when it resolves to none."""
-        for index, claim in enumerate(self._claims):
-            if str(claim.address) == reference.address and claim.version == reference.claim_version:
-                return index
-        return None
+    def statement_index(self, reference: Reference) -> int | None:
+        """Which of the statements a reference means; None when it resolves to none."""
+        return self._index.get((reference.address, reference.claim_version, reference.said))
+
+
+def _parts(predicate: Predicate) -> tuple[Predicate, ...]:
+    """What may be said of a claim: each alternative of an outermost *or*, and the whole."""
+    return (*predicate.operands, predicate) if isinstance(predicate, Or) else (predicate,)
 
 
 def measure(
@@ -250,7 +300,7 @@ def measure(
         others = _other_rows(evidence, int(row), length, random)
         spoken = []
         for sentence in sentences:
-            found = [narrator.claim_index(reference) for reference in sentence.references]
+            found = [narrator.statement_index(reference) for reference in sentence.references]
             claims = [index for index in found if index is not None]
             resolve &= len(claims) == len(found)
             spoken.append(claims)

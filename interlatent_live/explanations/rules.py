@@ -235,7 +235,7 @@ class _Workshop:
         refined = self._refine(rows, boxes)
         if self._good(self._fit_b(rows, refined), start, slack=0.0):
             boxes = refined
-        return self._round(rows, self._prune(rows, boxes))
+        return _absorbed(self._round(rows, self._prune(rows, boxes)))
 
     def fits(self, rows: _FeatureRows, boxes: list[_Box] | None) -> tuple[Fit, Fit]:
         if boxes is None:
@@ -415,6 +415,27 @@ def _with(boxes: list[_Box], place: int, slot: int, side: str, value: float) -> 
     box = boxes[place]
     moved = (*box[:slot], _moved(box[slot], side, value), *box[slot + 1 :])
     return [*boxes[:place], moved, *boxes[place + 1 :]]
+
+
+def _absorbed(boxes: list[_Box]) -> list[_Box]:
+    """Without boxes that lie in another: "x > 1 or x > 2" is "x > 1"."""
+    kept: list[_Box] = []
+    for place, box in enumerate(boxes):
+        others = [*kept, *boxes[place + 1 :]]
+        if not any(_inside_of(box, other) for other in others):
+            kept.append(box)
+    return kept
+
+
+def _inside_of(box: _Box, other: _Box) -> bool:
+    """Whether every point of ``box`` is in ``other``."""
+    bounds = {bound.term: (bound.lower, bound.upper) for bound in box}
+    return all(
+        bound.term in bounds
+        and bounds[bound.term][0] >= bound.lower
+        and bounds[bound.term][1] <= bound.upper
+        for bound in other
+    )
 
 
 def _moved(bound: _Bound, side: str, value: float) -> _Bound:

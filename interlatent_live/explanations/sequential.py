@@ -2,9 +2,9 @@
 
 Two kinds of events speak of a claim: a *presence* of the feature (did the predicate hold in it?)
 and a *firing* of the predicate (was the feature on in it?). A presence is all the on-steps of one
-slice of an episode, 16 steps long: where a feature flickers at a threshold its bouts are one step long
-and there are a hundred in an episode, which say one thing a hundred times. Each event succeeds or
-fails, and weighs as much as it has steps, up to the typical event.
+slice of an episode, 16 steps long: where a feature flickers at a threshold its bouts are one step
+long and there are a hundred in an episode, which say one thing a hundred times. Each event succeeds
+or fails, and weighs as much as it has steps, up to the typical event.
 
 Events of one episode go together. Taken as independent they withdrew a third of the sound claims of
 a policy that had not changed, so three things are done. What a claim promises is conditional: the

@@ -146,6 +146,8 @@ class ExplainerCore:
         explainer = self._prepared.pop(transcoder, None) if fits else None
         if explainer is None and fits and calibration is not None:
             explainer = self._calibrated(calibration)
+        if explainer is not None:
+            explainer.acts_at(manifest.control_hz)
         self._inquiries[manifest.run_id, hook_point] = _Inquiry(
             manifest,
             hook_point,

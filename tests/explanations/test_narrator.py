@@ -63,7 +63,7 @@ def test_sentences_name_features_and_the_values_they_rest_on(evidence):
     assert f"[feature {HOOK}/" in sentence.text
     assert "nobody checked" not in sentence.text
     reference = sentence.references[0]
-    assert narrator.claim_index(reference) is not None
+    assert narrator.statement_index(reference) is not None
     name, value, unit = reference.values[0]
     rows = slice(row - 19, row + 1)
     assert value == pytest.approx(evidence.columns().column(name)[rows].mean())
@@ -106,6 +106,36 @@ def test_the_measures_are_those_of_the_definition(evidence):
     assert quality.references_resolve
     nothing = measure(Narrator(evidence, []), evidence, 20)
     assert (nothing.sentences, nothing.true_share, nothing.coverage) == (0, None, 0.0)
+
+
+def test_of_an_or_only_the_part_that_holds_is_said(evidence):
+    either = claim(evidence, 0, "signal_a > 1 or signal_b < -0.5")
+    base = with_features(
+        evidence,
+        evaluate(either.predicate, evidence.columns()).holds[:, None],
+    )
+    narrator = Narrator(base, [either], windows=(10,))
+    said = {s.references[0].said for r in range(0, len(base), 3) for s in narrator.narrate_at(r)}
+    assert {"signal_a > 1", "signal_b < -0.5"} <= said
+    row = next(
+        r
+        for r in range(len(base))
+        if any(s.references[0].said == "signal_a > 1" for s in narrator.narrate_at(r))
+    )
+    rows = slice(row - 9, row + 1)
+    assert (base.columns().column("signal_a")[rows] > 1).mean() >= 0.8
+    assert "signal b" not in narrator.narrate_at(row)[0].text
+
+
+def test_what_was_just_said_gives_way_to_something_else(evidence):
+    both = claims(evidence)[:2]
+    narrator = Narrator(evidence, both, windows=(6,))
+    row = next(r for r in range(len(evidence)) if len(narrator.narrate_at(r)) == 2)
+    first, second = narrator.narrate_at(row)
+    assert narrator.narrate_at(row, first.keys)[0].keys == second.keys
+    alone = next(r for r in range(len(evidence)) if len(narrator.narrate_at(r)) == 1)
+    only = narrator.narrate_at(alone)[0]
+    assert narrator.narrate_at(alone, only.keys)[0].keys == only.keys, "better than silence"
 
 
 def test_each_copy_has_its_newest_row(evidence):

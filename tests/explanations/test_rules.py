@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from interlatent_live.explanations.evidence import collect_evidence
 from interlatent_live.explanations.planted import DESCRIBABLE, HOOK, Kind, Plan, plant
 from interlatent_live.explanations.predicates import evaluate, leaf_count, metric_names, to_text
-from interlatent_live.explanations.rules import fit, induce_rules, round_to
+from interlatent_live.explanations.rules import _absorbed, _Bound, fit, induce_rules, round_to
 from interlatent_live.explanations.search import (
     BINS,
     LEAVES,
@@ -216,3 +216,10 @@ def test_leaves_are_chosen_on_b():
 @pytest.mark.parametrize(("value", "digits", "out"), [(0.123456, 2, 0.12), (-987.6, 1, -1000.0)])
 def test_round_to(value, digits, out):
     assert round_to(value, digits) == out
+
+
+def test_a_box_inside_another_is_not_said():
+    wide, narrow = (_Bound(0, 1.0, np.inf),), (_Bound(0, 2.0, np.inf), _Bound(1, -np.inf, 3.0))
+    apart = (_Bound(1, 4.0, np.inf),)
+    assert _absorbed([narrow, wide, apart]) == [wide, apart]
+    assert _absorbed([wide, wide]) == [wide]
