@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from interlatent_live.explanations.claims import Claim
     from interlatent_live.explanations.evidence import Evidence
 
-WINDOWS: Final = (100, 50, 25, 12, 6)
+WINDOWS: Final = (100, 50, 25, 12)
 HOLDS_SHARE: Final = 0.8
 TRIVIAL_SHARE: Final = 0.9
 _SENTENCES: Final = 3
@@ -166,6 +166,9 @@ class Narrator:
                 self._statements.append(_Statement(claim, said))
                 held.append(truth & on)
         self._index = {statement.key: i for i, statement in enumerate(self._statements)}
+        self._whole = np.array(
+            [isinstance(statement.said, Or) for statement in self._statements], bool
+        )
         self._held = np.array(held, bool).reshape(len(held), len(evidence))
         self._windows_held: dict[int, NDArray[np.bool_]] = {}
         # Sums over any window in two look-ups.
@@ -221,16 +224,19 @@ class Narrator:
             return []
         share = (self._sum[:, row + 1] - self._sum[:, row + 1 - length]) / length
         candidates = np.flatnonzero(share >= HOLDS_SHARE)
-        # The rarest is the most telling; what says the same thing again is left out.
+        # The rarest is the most telling, and a part of a claim before the whole of it; what says
+        # the same thing again, by its metrics or by its feature, is left out.
         common = self._holding(length)[candidates].mean(1)
-        common *= np.where([self._statements[i].key in recent for i in candidates], _REPEATED, 1.0)
+        keys = [self._statements[i].key for i in candidates]
+        common *= np.where([key in recent for key in keys], _REPEATED, 1.0)
         chosen: list[int] = []
         spoken: set[tuple[str, ...]] = set()
-        for index in candidates[np.argsort(common, kind="stable")]:
-            names = metric_names(self._statements[index].said)
-            if names in spoken:
+        for index in candidates[np.lexsort((common, self._whole[candidates]))]:
+            statement = self._statements[index]
+            names = (metric_names(statement.said), (statement.key[0],))
+            if not spoken.isdisjoint(names):
                 continue
-            spoken.add(names)
+            spoken.update(names)
             chosen.append(int(index))
         return chosen[:_SENTENCES]
 
@@ -256,13 +262,11 @@ class Narrator:
         reference = Reference(*statement.key, held, values)
         key = evidence.unit_key[evidence.unit[row]]
         when = f"{length} steps" if self._seconds is None else f"{length * self._seconds:.2g} s"
-        facts = ", ".join(
-            f"{name.replace('_', ' ')} {value:.3g} {unit}".rstrip() for name, value, unit in values
-        )
+        facts = " and ".join(f"{value:.3g} {unit}".rstrip() for _, value, unit in values)
         # The predicate in English, not the writer's words: only the predicate was verified.
         return Sentence(
             f"For the last {when}, {to_english(statement.said)} "
-            f"(mean {facts}) [feature {claim.address.hook_point}/{claim.address.index}].",
+            f"(on average {facts}) [feature {claim.address.hook_point}/{claim.address.index}].",
             (reference,),
             int(key[1]),
             int(key[2]),
