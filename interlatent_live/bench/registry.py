@@ -15,6 +15,7 @@ BENCHES: Final[dict[str, str]] = {
     "encoder": "interlatent_live.bench.encoder:run",
     "explainer": "interlatent_live.bench.explainer:run",
     "hook": "interlatent_live.bench.hook:run",
+    "narration": "interlatent_live.bench.narration:run",
     "pipeline": "interlatent_live.bench.pipeline:run",
     "train": "interlatent_live.bench.train:run",
     "wire": "interlatent_live.bench.wire:run",

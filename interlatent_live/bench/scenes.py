@@ -19,6 +19,7 @@ import numpy as np
 from interlatent_live.environments.disturbance import Disturbance
 from interlatent_live.environments.metric_packs import StepMetrics, metric_pack_for
 from interlatent_live.explanations.evidence import EvidenceStore
+from interlatent_live.explanations.nulls import NullKind
 from interlatent_live.stream import (
     Activations,
     Controller,
@@ -47,7 +48,7 @@ if TYPE_CHECKING:
     from interlatent_live.transcoders.transcoder import Transcoder
 
 HOOK: Final = "hidden.1"
-_DATA: Final = Path(__file__).parent.parent / "data" / "transcoders"
+SHIPPED: Final = Path(__file__).parent.parent / "data" / "transcoders"
 _SECOND_NS: Final = 1_000_000_000
 
 
@@ -67,6 +68,9 @@ class Scene:
     training_episodes: int = 64
     max_steps: int | None = None
     disturbance: Disturbance = field(default_factory=Disturbance)
+    null: NullKind = NullKind.REASSIGN
+    block_steps: int | None = None
+    """Cuts endless runs into the blocks that are resampled."""
 
 
 CARTPOLE: Final = Scene(
@@ -88,8 +92,8 @@ WALKER2D: Final = Scene(
     "Walker2d-v5",
     "walker2d",
     k=8,
-    training_episodes=32,
-    max_steps=400,
+    training_episodes=24,
+    block_steps=250,
 )
 HALFCHEETAH: Final = Scene(
     "HalfCheetah SAC",
@@ -98,8 +102,8 @@ HALFCHEETAH: Final = Scene(
     n_features=512,
     k=32,
     head_weight=0.1,
-    training_episodes=32,
-    max_steps=400,
+    training_episodes=24,
+    block_steps=250,
 )
 
 
@@ -153,32 +157,26 @@ class Stage:
             else:
                 base.model.opt.gravity[2] *= factor
 
-    def play(
-        self, episodes: int, seed: int, *, flipped: tuple[str, ...] = (), epsilon: float = 0.0
-    ) -> Iterator[FeatureBatch]:
+    def play(self, episodes: int, seed: int) -> Iterator[FeatureBatch]:
         """Whole episodes as feature batches, one batch per round of copies.
 
         Args:
             episodes: how many; episode i starts from ``seed + i``.
             seed: of starts and pushes, and of sampled actions.
-            flipped: metrics that are reported with the opposite sign.
-            epsilon: unused chance is 0; the policy acts as it was trained.
         """
-        del epsilon
-        sign = np.array([-1.0 if spec.name in flipped else 1.0 for spec in self.specs])
         copies = len(self._pool.envs)
         for first in range(0, episodes, copies):
             count = min(copies, episodes - first)
-            yield self._round_of(range(seed + first, seed + first + count), sign)
+            yield self._round_of(range(seed + first, seed + first + count))
 
-    def evidence(self, episodes: int, seed: int, **changes: Any) -> Evidence:
+    def evidence(self, episodes: int, seed: int) -> Evidence:
         """The same as evidence of the scene's hook point."""
-        store = EvidenceStore(self.specs, limit_bytes=1 << 30)
-        for batch in self.play(episodes, seed, **changes):
+        store = EvidenceStore(self.specs, limit_bytes=1 << 30, block_steps=self.scene.block_steps)
+        for batch in self.play(episodes, seed):
             store.add(batch)
         return store.evidence(HOOK)
 
-    def _round_of(self, seeds: range, sign: NDArray[np.float64]) -> FeatureBatch:
+    def _round_of(self, seeds: range) -> FeatureBatch:
         rng = np.random.default_rng([seeds.start])
         capture = Capture(self.policy.module, (HOOK,))
         parts: list[Mapping[str, NDArray[Any]]] = []
@@ -208,7 +206,7 @@ class Stage:
                         "t": np.full(n, step.t, np.uint32),
                         "time_ns": np.full(n, self.now_ns, np.int64),
                         "flags": ended.astype(np.uint8),
-                        "metrics": rows * sign,
+                        "metrics": rows,
                         "x": latest["x"].float().numpy().copy(),
                         "y": latest["y"].float().numpy().copy(),
                     }
@@ -243,7 +241,7 @@ class Stage:
 def transcoder_of(scene: Scene, policy: ActingPolicy) -> Transcoder:
     """The shipped transcoder of the scene's own policy, or one trained now (seconds)."""
     if scene.shipped and policy.name == scene.policy:
-        path = _DATA / scene.shipped / HOOK
+        path = SHIPPED / scene.shipped / HOOK
         return load_transcoder(path, policy_hash=policy.policy_hash).transcoder
     with tempfile.TemporaryDirectory(prefix="interlatent-scene-") as folder:
         root = Path(folder)

@@ -109,6 +109,8 @@ class Explainer:
         self._alarm = ""
         self._transcoder_hash = ""
         self._truths: dict[Predicate, Truth] = {}
+        self.withdrawn_ns: dict[int, int] = {}
+        """When the newest withdrawal of each withdrawn claim was raised, by feature."""
         self._said: dict[int, deque[tuple[tuple[str, int, str], ...]]] = {}
 
     def acts_at(self, control_hz: float | None) -> None:
@@ -408,17 +410,18 @@ class Explainer:
         ):
             # Hysteresis: what was withdrawn stays so until a fresh ledger verifies it.
             return claim
-        if judgement.verdict is not Verdict.VERIFIED:
-            self._watches.pop(feature, None)
-            return claim.judged(judgement.verdict, judgement.reason, now_ns)
-        broken = self._watch(claim, held_out)
-        if broken:
-            self._watches.pop(feature, None)
+        # A claim that was verified stays watched when its score falls: that it broke says more
+        # than that it is weak.
+        verified = judgement.verdict is Verdict.VERIFIED
+        broken = self._watch(claim, held_out) if verified or feature in self._watches else ""
+        if broken and not stale:
+            gone = self._watches.pop(feature)
+            self.withdrawn_ns[feature] = gone.alarm_ns or now_ns
             self._ledger_ns[feature] = now_ns
             return replace(claim, p_adjusted=None).judged(
                 Verdict.STALE, f"withdrawn: {broken}", now_ns
             )
-        return claim.judged(Verdict.VERIFIED, judgement.reason, now_ns)
+        return claim.judged(judgement.verdict, judgement.reason, now_ns)
 
     def _watch(self, claim: Claim, held_out: Evidence) -> str:
         """Run the withdrawal test over what happened since the last look; why it alarmed."""

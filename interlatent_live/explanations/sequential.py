@@ -2,7 +2,7 @@
 
 Two kinds of events speak of a claim: a *presence* of the feature (did the predicate hold in it?)
 and a *firing* of the predicate (was the feature on in it?). A presence is all the on-steps of one
-slice of an episode, 16 steps long: where a feature flickers at a threshold its bouts are one step
+slice of an episode, 8 steps long: where a feature flickers at a threshold its bouts are one step
 long and there are a hundred in an episode, which say one thing a hundred times. Each event succeeds
 or fails, and weighs as much as it has steps, up to the typical event.
 
@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     Unit = tuple[int, ...]
     Recent = tuple[bool, ...]
 
-FALSE_WITHDRAWALS_PER_MILLION: Final = 0.5
-SLICE_STEPS: Final = 16
+FALSE_WITHDRAWALS_PER_MILLION: Final = 1.0
+SLICE_STEPS: Final = 8
 _FALLS: Final = (0.15, 0.4, 0.7)
 """Success rates of a broken claim, as shares of the rate that was promised."""
 _MEMORY: Final = 4

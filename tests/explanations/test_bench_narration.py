@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from interlatent_live.bench import narration as bench
+from interlatent_live.bench.scenes import CARTPOLE, HOOK, Stage
+from interlatent_live.explanations.claims import Claim
+from interlatent_live.explanations.predicates import parse
+from interlatent_live.stream import FeatureAddress
+
+
+@pytest.fixture(scope="module")
+def stage():
+    with Stage(replace(CARTPOLE, max_steps=60), copies=4) as made:
+        yield made
+
+
+def test_the_clock_goes_on_and_episodes_are_numbered(stage):
+    first, second = (next(iter(stage.play(4, seed))) for seed in (5, 9))
+    assert first.steps.time_ns.max() < second.steps.time_ns.min()
+    assert set(first.steps.episode) != set(second.steps.episode)
+    assert first.codes[HOOK].n_features == 128
+    assert len(first.steps) == len(first.codes[HOOK])
+
+
+def test_the_same_seed_gives_the_same_rows_and_gravity_changes_them(stage):
+    same = [next(iter(stage.play(4, 77))).steps.metrics for _ in range(2)]
+    np.testing.assert_array_equal(*same)
+    stage.set_gravity(2.0)
+    other = next(iter(stage.play(4, 77))).steps.metrics
+    stage.set_gravity(0.5)
+    assert other.shape != same[0].shape or not np.array_equal(other, same[0])
+
+
+def test_flipping_turns_one_metric_and_leaves_the_rest(stage):
+    batches = [*stage.play(4, 3)]
+    flipped = bench._flipped(batches, stage, "pole_angle")[0].steps.metrics
+    column = [spec.name for spec in stage.specs].index("pole_angle")
+    before = batches[0].steps.metrics
+    np.testing.assert_array_equal(flipped[:, column], -before[:, column])
+    np.testing.assert_array_equal(
+        np.delete(flipped, column, axis=1), np.delete(before, column, axis=1)
+    )
+
+
+def claim(evidence, feature, text):
+    address = FeatureAddress(HOOK, feature, evidence.transcoder_hash)
+    return Claim(address, "", "", (), parse(text, evidence.specs), "", "", 0, 0)
+
+
+def test_truth_is_that_of_all_later_episodes(stage):
+    evidence = stage.evidence(16, 40)
+    feature = int(np.argmax(np.where(evidence.density() < 0.4, evidence.density(), 0)))
+    silent = claim(evidence, feature, "cart_position > 100")
+    assert bench.truth_of(silent, evidence) == "broken"
+    always = claim(evidence, feature, "cart_position > -100")
+    assert bench.truth_of(always, evidence) == "broken"
+
+
+def test_other_weights_are_refused():
+    row = bench._refusal_row()
+    assert row.value == 1.0
+    assert row.met
