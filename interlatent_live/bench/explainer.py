@@ -398,7 +398,7 @@ def _recording_rows(name: str, least: float, *, quick: bool) -> Iterator[BenchRo
             shares.append(found.share or 0.0)
             accurate.append(float(found.accurate.mean()))
             eligible.append(len(found.features))
-            mine, peer = _bar_shares(found, proposal, held_out)
+            mine, peer = bar_shares(found, proposal, held_out)
             ours.append(mine)
             theirs.append(peer)
             narrations.append(_narration(found, held_out))
@@ -422,7 +422,7 @@ def _recording_rows(name: str, least: float, *, quick: bool) -> Iterator[BenchRo
         yield from _narration_rows(hook, narrations)
 
 
-def _bar_shares(
+def bar_shares(
     found: VerifiedDictionary, proposal: Evidence, held_out: Evidence
 ) -> tuple[float, float]:
     """Shares that pass all bars but the null: our rules, and scikit-learn's trees."""

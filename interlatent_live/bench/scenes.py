@@ -134,6 +134,7 @@ class Stage:
         self.specs: tuple[MetricSpec, ...] = self._metrics.specs
         self.actions = pack.family.actions
         self.seconds_per_step = pack.family.step_seconds
+        self._outputs: NDArray[np.float32] = np.zeros((0, 0), np.float32)
         self._tick = 1
         self._round = 0
 
@@ -171,10 +172,22 @@ class Stage:
 
     def evidence(self, episodes: int, seed: int) -> Evidence:
         """The same as evidence of the scene's hook point."""
+        return self.evidence_and_outputs(episodes, seed)[0]
+
+    def evidence_and_outputs(
+        self, episodes: int, seed: int
+    ) -> tuple[Evidence, NDArray[np.float32]]:
+        """Evidence, and the hook point's outputs [n, d_out] of its rows."""
         store = EvidenceStore(self.specs, limit_bytes=1 << 30, block_steps=self.scene.block_steps)
+        outputs, keys = [], []
         for batch in self.play(episodes, seed):
             store.add(batch)
-        return store.evidence(HOOK)
+            outputs.append(self._outputs)
+            steps = batch.steps
+            keys.append(np.stack([steps.env, steps.episode, steps.t]).astype(np.int64))
+        env, episode, t = np.concatenate(keys, axis=1)
+        order = np.lexsort((t, episode, env))
+        return store.evidence(HOOK), np.concatenate(outputs)[order]
 
     def _round_of(self, seeds: range) -> FeatureBatch:
         rng = np.random.default_rng([seeds.start])
@@ -228,6 +241,7 @@ class Stage:
             metrics=columns["metrics"],
         )
         self._round += 1
+        self._outputs = columns["y"]
         seen = Activations(columns["x"], columns["y"][:0], np.zeros(0, np.uint16))
         return FeatureBatch(
             "bench",
