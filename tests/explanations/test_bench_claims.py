@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from interlatent_live.bench import claims as bench
-from interlatent_live.bench.scenes import HOOK, LUNARLANDER, Stage
+from interlatent_live.bench.scenes import HOOK, CARTPOLE, Stage
 from interlatent_live.policies.hashing import policy_hash
 from interlatent_live.transcoders.acting import ActingPolicy
 from interlatent_live.transcoders.capture import Capture
@@ -15,13 +15,13 @@ from interlatent_live.transcoders.capture import Capture
 
 @pytest.fixture(scope="module")
 def stage():
-    with Stage(replace(LUNARLANDER, max_steps=40), copies=3) as made:
+    with Stage(replace(CARTPOLE, max_steps=40), copies=3) as made:
         yield made
 
 
 def test_outputs_lie_beside_their_rows(stage):
     evidence, outputs = stage.evidence_and_outputs(7, 50)
-    assert outputs.shape == (len(evidence), 64)
+    assert outputs.shape == (len(evidence), stage.transcoder.config.d_out)
     # The policy is feedforward: equal observations have equal outputs, row by row.
     again, other = stage.evidence_and_outputs(7, 50)
     np.testing.assert_array_equal(again.metrics, evidence.metrics)
@@ -31,7 +31,7 @@ def test_outputs_lie_beside_their_rows(stage):
 def test_the_untrained_network_watches_and_the_trained_one_acts(stage):
     trained = stage.policy
     beside = bench._Beside(trained, seed=3)
-    obs = torch.randn(5, 8)
+    obs = torch.randn(5, 4)
     with Capture(beside, (HOOK,)) as capture, torch.no_grad():
         out = beside(obs)
         _, y = capture.take()[HOOK]
@@ -41,5 +41,5 @@ def test_the_untrained_network_watches_and_the_trained_one_acts(stage):
     assert y.shape == ours.shape
     assert not torch.allclose(y, ours)
     assert policy_hash(beside) != trained.policy_hash
-    policy = ActingPolicy("x", beside, "LunarLander-v3", "", trained.output_kind)
+    policy = ActingPolicy("x", beside, "CartPole-v1", "", trained.output_kind)
     np.testing.assert_array_equal(policy.actions(out), trained.actions(out))
