@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from interlatent_live.bench import claims as bench
-from interlatent_live.bench.scenes import HOOK, CARTPOLE, Stage
+from interlatent_live.bench.scenes import CARTPOLE, HOOK, Stage
 from interlatent_live.policies.hashing import policy_hash
 from interlatent_live.transcoders.acting import ActingPolicy
 from interlatent_live.transcoders.capture import Capture
