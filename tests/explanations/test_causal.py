@@ -17,7 +17,12 @@ from interlatent_live.explanations.causal import (
     measure_effect,
     rank_agreement,
 )
-from interlatent_live.explanations.causal.shadow import Shadow, ShadowSteps, shadow_effect
+from interlatent_live.explanations.causal.shadow import (
+    Shadow,
+    ShadowSteps,
+    SharedRandomError,
+    shadow_effect,
+)
 
 # ------------------------------------------------------------------------------- attribution
 
@@ -241,6 +246,7 @@ def test_the_direct_effect_is_what_the_head_says(shadow_case):
         "activation covariance",
         "other features",
         "same feature when off",
+        "constant bias",
     }
     report = measure_effect(found, expected_sign=1)
     assert report.sign_agrees is True
@@ -264,6 +270,7 @@ def test_the_acting_policy_notices_nothing(shadow_case):
     policy.hidden.register_forward_hook(holder)
     before = {name: value.clone() for name, value in policy.state_dict().items()}
     state = torch.get_rng_state()
+    assert any(isinstance(module, nn.Dropout) for module in policy.modules())
     shadow = Shadow(policy, "hidden")
     shadow_effect(shadow, steps, decoders, 1, action=0, controls=5)
     assert torch.equal(torch.get_rng_state(), state)
@@ -280,3 +287,45 @@ def test_a_feature_that_is_off_or_a_module_that_is_not_there_is_refused(shadow_c
         shadow_effect(Shadow(policy, "hidden"), steps, decoders, 2, action=0)
     with pytest.raises(ValueError, match="no module 'body'"):
         Shadow(policy, "body")
+
+
+class Drawing(nn.Module):
+    """Draws its noise in the forward, as stochastic policies do."""
+
+    def __init__(self, draw):
+        super().__init__()
+        self.hidden = nn.Linear(3, 8)
+        self.head = nn.Linear(8, 2)
+        self.draw = draw
+
+    def forward(self, observation):
+        out = self.head(self.hidden(observation))
+        return out + self.draw(out)
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        torch.randn_like,
+        lambda out: nn.functional.dropout(out, training=True),
+        torch.rand_like,
+        lambda out: torch.randn(out.shape),
+        lambda out: torch.normal(torch.zeros_like(out), 1.0),
+        lambda out: torch.multinomial(out.softmax(-1), 1).float(),
+        lambda out: torch.distributions.Normal(out, 1.0).rsample(),
+    ],
+)
+def test_draws_of_the_copy_leave_the_shared_generator_alone(draw):
+    shadow = Shadow(Drawing(draw), "hidden")
+    state = torch.get_rng_state()
+    first, second = (shadow.outputs(torch.ones(4, 3)) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not torch.equal(first, second), "they are draws all the same"
+
+
+def test_what_cannot_draw_on_its_own_is_refused():
+    shadow = Shadow(Drawing(lambda out: torch.randint_like(out, 3)), "hidden")
+    state = torch.get_rng_state()
+    with pytest.raises(SharedRandomError, match="no generator of its own"):
+        shadow.outputs(torch.ones(4, 3))
+    assert torch.equal(torch.get_rng_state(), state)

@@ -5,7 +5,8 @@ its component) when the feature is taken out. Alone the number says little: any 
 moves the action. So it is placed among matched controls, which are pushes of equal norm in other
 directions (isotropic, drawn from the activation covariance, other live features' decoders), the
 same feature at moments when it is off, and a constant bias of the action. One step ahead this is a
-*direct effect on the action*; what follows later only rollouts can tell.
+*direct effect on the action*; what follows later only rollouts can tell. The constant bias is shown
+for scale: it acts on the value itself, so one step ahead no feature of its norm can beat it.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 LEAST_CONTROLS: Final = 100
+CONSTANT_BIAS: Final = "constant bias"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -50,7 +52,10 @@ class EffectReport:
     sign_agrees: bool | None
     """With the claim's expectation; None where it has none or the interval holds 0."""
     stands_out: bool
-    """Above the 95th percentile of every kind, by the lower bound, with ≥ 100 controls a kind."""
+    """Above the 95th percentile of every kind but the constant bias, by the lower bound.
+
+    With ≥ 100 controls a kind.
+    """
 
 
 def measure_effect(
@@ -90,7 +95,9 @@ def measure_effect(
     clear = effect.low is not None and effect.high is not None and effect.low * effect.high > 0
     agrees = None if expected_sign == 0 or not clear else bool(np.sign(mean) == expected_sign)
     stands_out = fewest >= LEAST_CONTROLS and all(
-        interval.low is not None and interval.low >= 95 for interval in percentile.values()
+        interval.low is not None and interval.low >= 95
+        for kind, interval in percentile.items()
+        if kind != CONSTANT_BIAS
     )
     return EffectReport(effect, percentile, fewest, agrees, stands_out)
 

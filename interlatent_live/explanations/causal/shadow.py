@@ -1,9 +1,12 @@
 """Shadow interventions: a second forward of the policy, on a copy, with features taken out.
 
 The copy has its own parameters, buffers and random state, runs under ``no_grad`` and in evaluation
-mode, and only reads the activations that it is handed; the acting policy is never touched. What the
-feature adds to y is taken out (or clamped), the rest of the policy runs from there, and the change
-of the action's value is what :mod:`effects` judges. Torch is imported here only.
+mode, and only reads what it is handed; the acting policy is never touched. What the feature adds to
+y is taken out (or clamped), the rest of the policy runs from there, and the change of the action's
+value is what :mod:`effects` judges. Torch is imported here only.
+
+A policy that draws in its forward draws from a generator of the copy's own: saving and restoring
+the global one would rewind it under an agent that acts in another thread meanwhile.
 """
 
 from __future__ import annotations
@@ -11,18 +14,72 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from interlatent_live.explanations.causal.effects import LEAST_CONTROLS, EffectSamples
+from interlatent_live.explanations.causal.effects import (
+    CONSTANT_BIAS,
+    LEAST_CONTROLS,
+    EffectSamples,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
 _EPSILON: Final = 1e-12
+_NORMAL: Final = frozenset({"aten::randn", "aten::randn_like"})
+_UNIFORM: Final = frozenset({"aten::rand", "aten::rand_like"})
+
+
+class SharedRandomError(RuntimeError):
+    """The policy draws by an operation that can only use the generator that all share."""
+
+
+class OwnRandom(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
+    """Inside, torch's draws of this thread come from a generator of its own.
+
+    Raises (inside):
+        SharedRandomError: when an operation can draw from the global generator only.
+    """
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        """Hand the generator to every operation that draws."""
+        del types
+        named = dict(kwargs or {})
+        if torch.Tag.nondeterministic_seeded not in func.tags:
+            return func(*args, **named)
+        name = func.name().partition(".")[0]
+        if any(argument.name == "generator" for argument in func._schema.arguments):  # noqa: SLF001 - no public way to ask
+            named["generator"] = self._generator
+            return func(*args, **named)
+        if name in _NORMAL | _UNIFORM:
+            empty = torch.empty_like if name.endswith("_like") else torch.empty
+            made = empty(*args, **named)
+            draw = made.normal_ if name in _NORMAL else made.uniform_
+            return draw(generator=self._generator)
+        raise SharedRandomError(
+            f"the policy draws by {name}, which has no generator of its own to draw from"
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Call:
+    """What a policy was called with, where that is more than one tensor of observations."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,44 +97,71 @@ class ShadowSteps:
 class Shadow:
     """Runs a copy of a policy with a hook point's output shifted.
 
-    ``policy`` maps observations [n, …] to outputs [n, A]; ``hook_point`` is a dotted module name.
+    ``policy`` maps what it is called with to outputs [n, A]; ``hook_point`` is a dotted module
+    name. ``read`` takes the action's values out of what the policy returns.
 
     Raises:
         ValueError: when the policy has no such module.
     """
 
-    def __init__(self, policy: nn.Module, hook_point: str) -> None:
+    def __init__(
+        self,
+        policy: nn.Module,
+        hook_point: str,
+        *,
+        read: Callable[[Any], Tensor] | None = None,
+        seed: int = 0,
+    ) -> None:
         self._policy = _copy_without_hooks(policy).eval().requires_grad_(requires_grad=False)
         modules = dict(self._policy.named_modules())
         if hook_point not in modules:
             raise ValueError(f"the policy has no module {hook_point!r}")
         self._module = modules[hook_point]
+        self._read = read or (lambda out: out)
+        self._random = OwnRandom(seed)
 
-    def outputs(self, observations: Tensor, shift: Tensor | None = None) -> Tensor:
+    def outputs(self, observations: Tensor | Call, shift: Tensor | None = None) -> Tensor:
         """[n, A] outputs with ``shift`` [n, d_out] or [d_out] added at the hook point."""
 
-        def add(_module: nn.Module, _inputs: object, y: Tensor) -> Tensor:
-            return y if shift is None else y + shift.to(y.dtype)
+        def add(_module: nn.Module, _inputs: object, y: Any) -> Any:
+            if shift is None:
+                return y
+            if isinstance(y, torch.Tensor):
+                return y + shift.to(y.dtype)
+            first, *rest = y
+            return (first + shift.to(first.dtype).reshape(first.shape), *rest)
 
         handle = self._module.register_forward_hook(add)
         try:
-            # The caller's generator must not notice a policy that draws in its forward.
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                out: Tensor = self._policy(observations)
+            return self._run(observations)
         finally:
             handle.remove()
-        return out
 
-    def output_at_hook(self, observations: Tensor) -> Tensor:
-        """[n, d_out] what the hook point gives, unshifted."""
-        seen: list[Tensor] = []
-        handle = self._module.register_forward_hook(lambda _m, _i, y: seen.append(y.detach()))
+    def seen_at_hook(self, observations: Tensor | Call) -> tuple[Tensor, Tensor]:
+        """Input x [n, d_in] and output y [n, d_out] of the hook point, unshifted."""
+        seen: list[tuple[Tensor, Tensor]] = []
+
+        def note(_module: nn.Module, inputs: tuple[Any, ...], y: Any) -> None:
+            first = y if isinstance(y, torch.Tensor) else y[0]
+            x = inputs[0].detach()
+            seen.append((x.reshape(-1, x.shape[-1]), first.detach().reshape(-1, first.shape[-1])))
+
+        handle = self._module.register_forward_hook(note)
         try:
-            with torch.no_grad(), torch.random.fork_rng(devices=[]):
-                self._policy(observations)
+            self._run(observations)
         finally:
             handle.remove()
         return seen[0]
+
+    def output_at_hook(self, observations: Tensor | Call) -> Tensor:
+        """[n, d_out] what the hook point gives, unshifted."""
+        return self.seen_at_hook(observations)[1]
+
+    def _run(self, observations: Tensor | Call) -> Tensor:
+        with torch.no_grad(), self._random:
+            if isinstance(observations, Call):
+                return self._read(self._policy(*observations.args, **observations.kwargs))
+            return self._read(self._policy(observations))
 
 
 def shadow_effect(
@@ -90,12 +174,14 @@ def shadow_effect(
     controls: int = LEAST_CONTROLS,
     seed: int = 0,
     centred: bool = True,
+    pause: Callable[[], None] = lambda: None,
 ) -> EffectSamples:
     """Direct effect of taking a feature out, with ``controls`` matched controls of each kind.
 
     ``decoders`` [F, d_out]. Only steps at which the feature is on are used; each control shifts
     those same steps by vectors of the same norms. ``centred`` reads a logit minus the mean of all
-    logits, which is what a softmax or an argmax sees; give False for continuous actions.
+    logits, which is what a softmax or an argmax sees; give False for continuous actions. ``pause``
+    is called between runs, for a caller that must leave the processor to others.
 
     Raises:
         ValueError: when the feature is off in all the steps.
@@ -108,15 +194,16 @@ def shadow_effect(
     strength = steps.features[on, feature].astype(np.float64)
     direction = np.asarray(decoders[feature], np.float64)
     norms = strength * np.linalg.norm(direction)
-    base = _read(shadow.outputs(observations), action, centred=centred)
+    base = _values(shadow.outputs(observations), centred=centred)
 
-    def change(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
-        """[n] value minus value with ``vectors`` [n, d_out] taken out."""
+    def all_changes(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
+        """[n, A] values minus values with ``vectors`` [n, d_out] taken out."""
         shift = torch.from_numpy(np.asarray(-vectors, np.float32))
-        return base - _read(shadow.outputs(observations, shift), action, centred=centred)
+        pause()
+        return base - _values(shadow.outputs(observations, shift), centred=centred)
 
     def of_unit(unit: NDArray[np.float64]) -> NDArray[np.float64]:
-        return change(norms[:, None] * unit)
+        return all_changes(norms[:, None] * unit)[:, action]
 
     width = len(direction)
     y = shadow.output_at_hook(observations).numpy().astype(np.float64)
@@ -138,7 +225,26 @@ def shadow_effect(
     if off_moments is not None:
         rows = random.integers(0, len(off_moments), (controls, len(on)))
         results["same feature when off"] = off_moments[rows]
-    return EffectSamples(change(strength[:, None] * direction), steps.episode[on], results)
+    change = all_changes(strength[:, None] * direction)
+    results[CONSTANT_BIAS] = _constant_bias(change, action, controls, random, centred=centred)
+    return EffectSamples(change[:, action], steps.episode[on], results)
+
+
+def _constant_bias(
+    change: NDArray[np.float64],
+    action: int,
+    controls: int,
+    random: np.random.Generator,
+    *,
+    centred: bool,
+) -> NDArray[np.float64]:
+    """[controls, n] the change of one action's value by a constant bias of the same mean norm."""
+    drawn = random.normal(size=(controls, change.shape[1]))
+    if centred:
+        drawn -= drawn.mean(1, keepdims=True)
+    drawn /= np.maximum(np.linalg.norm(drawn, axis=1, keepdims=True), _EPSILON)
+    size = float(np.linalg.norm(change, axis=1).mean())
+    return np.repeat(size * drawn[:, [action]], len(change), axis=1)
 
 
 def _off_moments(
@@ -171,9 +277,12 @@ def _copy_without_hooks(policy: nn.Module) -> nn.Module:
 
 
 def _read(outputs: Tensor, action: int, *, centred: bool) -> NDArray[np.float64]:
-    values = outputs.detach().to(torch.float64).numpy()
-    read = values[:, action] - values.mean(1) if centred else values[:, action]
-    return np.asarray(read, np.float64)
+    return _values(outputs, centred=centred)[:, action]
+
+
+def _values(outputs: Tensor, *, centred: bool) -> NDArray[np.float64]:
+    values: NDArray[np.float64] = outputs.detach().to(torch.float64).numpy()
+    return values - values.mean(1, keepdims=True) if centred else values
 
 
 def _unit(vector: NDArray[np.float64]) -> NDArray[np.float64]:
