@@ -99,6 +99,10 @@ def attach(
         tap.use_lane(lane)
     if not chosen.learning:
         tap.watch(weights_watch(policy))
+    if chosen.shadow is not None:
+        from interlatent_live.agent.shadow_start import start_shadow  # noqa: PLC0415  where asked
+
+        tap.on_close(start_shadow(policy, tuple(modules), tap, identity))
     hooks = HookSet(modules, tap.points, tap.gate, lane)
     tap.on_close(hooks.remove)
     return tap

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from interlatent_live.agent.shadow import ShadowOptions
     from interlatent_live.transcoders.native import LoadedTranscoder
     from interlatent_live.wire.keys import ClientKeys
 
@@ -72,6 +73,8 @@ class TapOptions:
             features.
         transcoders: what encodes each hook point under ``encode_at="agent"``.
         keys: CURVE keys, needed for endpoints beyond this machine.
+        shadow: measure beside the policy what its features do to the action
+            (:class:`interlatent_live.agent.shadow.ShadowOptions`).
         learning: the policy learns while it is attached. Its stream then carries no policy hash
         that
             a transcoder could be bound to. Unless said, a change of weights is noticed, and from
@@ -102,6 +105,7 @@ class TapOptions:
     encode_at: str = "encoder"
     transcoders: Mapping[str, LoadedTranscoder | Path | str] | None = None
     keys: ClientKeys | None = None
+    shadow: ShadowOptions | None = None
     learning: bool = False
     silent_after: int = 200
     strict: bool = False
@@ -128,6 +132,8 @@ class TapOptions:
         for name, lowest in (("y_every", 0), ("step_every", 1), ("silent_after", 1)):
             if getattr(self, name) < lowest:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least {lowest}")
+        if self.shadow is not None and self.learning:
+            raise UserError("a shadow runs a copy of the policy, and a learning policy leaves it")
         if self.require_oversight:
             raise UserError("require_oversight is reserved and not offered yet; leave it False")
 

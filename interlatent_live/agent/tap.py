@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from interlatent_live.agent.metrics import MetricPack
     from interlatent_live.agent.ring import Ring
+    from interlatent_live.agent.shadow import ShadowWorker
     from interlatent_live.agent.writer import Lane
     from interlatent_live.stream import MetricSpec, StepBatch
 
@@ -108,6 +109,8 @@ class Tap:
         self._info: Mapping[str, Any] = {}
         self._thread_told = False
         self._changed: Callable[[], bool] | None = None
+        self.shadow: ShadowWorker | None = None
+        """What measures features beside the policy, where it was asked for."""
         self.changed = False
         """Whether the policy's weights changed while it was attached."""
         self._row_width = self.metrics.row_width

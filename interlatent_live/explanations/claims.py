@@ -14,6 +14,8 @@ from interlatent_live.explanations.predicates import to_text
 from interlatent_live.explanations.verification import Verdict
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from interlatent_live.explanations.predicates import Predicate
     from interlatent_live.explanations.scores import Interval, Scores
     from interlatent_live.stream import FeatureAddress
@@ -45,6 +47,23 @@ class ExpectedEffect:
     """Name of a discrete action, or of a component of a continuous one."""
     sign: int
     """+1: the feature makes it likelier or larger; −1: the opposite."""
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredEffect:
+    """What a feature adds to one action's value one step ahead, by shadow interventions."""
+
+    action: str
+    effect: Interval
+    """Value with the feature minus value without it, clustered by episode."""
+    percentile: Mapping[str, Interval]
+    """Kind of control → percentile (0–100) of the effect's size among controls of equal norm."""
+    controls: int
+    """Of each kind."""
+    steps: int
+    episodes: int
+    stands_out: bool
+    """Above the 95th percentile of every kind but the constant bias."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +111,8 @@ class Claim:
     clock_balanced_accuracy: float | None = None
     """The best rule on clock metrics alone: a confounder to look at."""
     effect: Interval | None = None
+    """Measured on the action that is expected to change, where one is."""
+    effects: tuple[MeasuredEffect, ...] = ()
     verdict: Verdict = Verdict.PENDING
     reason: str = "not scored yet"
     history: tuple[ClaimEvent, ...] = field(default=(), repr=False)
@@ -154,6 +175,19 @@ def claim_json(claim: Claim) -> dict[str, Any]:
             if claim.expected_effect is None
             else {"action": claim.expected_effect.action, "sign": claim.expected_effect.sign}
         ),
+        "effects": [
+            {
+                "action": one.action,
+                **_interval_json(one.effect),
+                "percentiles": {k: _interval_json(v) for k, v in one.percentile.items()},
+                "controls": one.controls,
+                "steps": one.steps,
+                "episodes": one.episodes,
+                "stands_out": one.stands_out,
+            }
+            for one in claim.effects
+        ],
+        "effect_agrees": effect_agrees(claim),
         "clauses": [{"text": c.text, "support": str(c.support)} for c in claim.clauses],
         "writer": claim.writer,
         "prompt_hash": claim.prompt_hash,
@@ -161,6 +195,20 @@ def claim_json(claim: Claim) -> dict[str, Any]:
         "rewrites": claim.rewrites,
         "created_ns": claim.created_ns,
     }
+
+
+def effect_agrees(claim: Claim) -> bool | None:
+    """Whether the measured effect has the expected sign; None where nothing says so or against."""
+    expected, effect = claim.expected_effect, claim.effect
+    if expected is None or effect is None or effect.low is None or effect.high is None:
+        return None
+    if effect.low > 0 or effect.high < 0:
+        return (effect.low > 0) == (expected.sign > 0)
+    return None
+
+
+def _interval_json(interval: Interval) -> dict[str, float | None]:
+    return {"value": interval.value, "lo": interval.low, "hi": interval.high}
 
 
 def claim_counts(claims: tuple[Claim, ...], live: int, eligible: set[str]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from interlatent_live.errors import UserError
-from interlatent_live.explanations.claims import Claim, claim_counts, claim_json
+from interlatent_live.explanations.claims import Claim, MeasuredEffect, claim_counts, claim_json
 from interlatent_live.explanations.clauses import kept_clauses, prune
 from interlatent_live.explanations.evidence import DEFAULT_LIMIT_BYTES, Evidence, EvidenceStore
 from interlatent_live.explanations.narrator import WINDOWS, Narrator, Sentence
@@ -212,6 +212,7 @@ class Explainer:
             expected_effect=draft.expected_effect,
             confidence=draft.confidence,
             density=None if old is None else old.density,
+            effects=() if old is None else old.effects,
             history=() if old is None else old.history,
         )
         if draft.predicate is None:
@@ -258,6 +259,28 @@ class Explainer:
             UserError: when the feature has no claim.
         """
         self._claims[feature] = replace(self._claim(feature), effect=effect)
+
+    def note_effects(
+        self, feature: int, transcoder: str, effects: tuple[MeasuredEffect, ...]
+    ) -> None:
+        """Note what shadow interventions in the agent measured, for every action.
+
+        The effect on the action that the claim expects to change enters its verdict.
+
+        Raises:
+            UserError: when the feature has no claim, or the effect is another transcoder's.
+        """
+        claim = self._claim(feature)
+        if transcoder != claim.address.transcoder_hash:
+            raise UserError(
+                f"the effect of feature {self.hook_point}/{feature} was measured with "
+                f"{transcoder}, its claim is about {claim.address.transcoder_hash}"
+            )
+        expected = None if claim.expected_effect is None else claim.expected_effect.action
+        named = [one.effect for one in effects if one.action == expected]
+        self._claims[feature] = replace(
+            claim, effects=effects, effect=named[0] if named else claim.effect
+        )
 
     def _claim(self, feature: int) -> Claim:
         if feature not in self._claims:

@@ -18,8 +18,10 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import msgspec
 
 from interlatent_live.errors import UserError
+from interlatent_live.explanations.claims import MeasuredEffect
 from interlatent_live.explanations.incident import analyse_incident
 from interlatent_live.explanations.predicates import PredicateError, to_english, to_text
+from interlatent_live.explanations.scores import Interval
 from interlatent_live.explanations.writers.person import draft_by_person
 
 if TYPE_CHECKING:
@@ -75,7 +77,35 @@ class LookBack(msgspec.Struct, frozen=True, tag="incident"):
     window: int = 100
 
 
-Request = ClaimByPerson | Recollect | LookBack
+Estimate = tuple[float | None, float | None, float | None]
+"""Value and the ends of its 95 % interval."""
+
+
+class EffectOnAction(msgspec.Struct, frozen=True):
+    """What a feature adds to one action's value, and its percentiles among controls by kind."""
+
+    action: str
+    effect: Estimate
+    percentiles: dict[str, Estimate]
+    controls: int
+    stands_out: bool
+
+
+class EffectMeasured(msgspec.Struct, frozen=True, tag="effect"):
+    """An agent's shadow interventions: the direct effect of one feature on every action."""
+
+    id: str
+    sent_ns: int
+    run_id: str
+    hook_point: str
+    transcoder: str
+    feature: int
+    steps: int
+    episodes: int
+    effects: list[EffectOnAction]
+
+
+Request = ClaimByPerson | Recollect | LookBack | EffectMeasured
 
 
 class Accepted(msgspec.Struct, frozen=True, tag="accepted"):
@@ -119,7 +149,13 @@ class IncidentFound(msgspec.Struct, frozen=True, tag="incident"):
     incident: dict[str, Any]
 
 
-Answer = Accepted | Refused | Recollection | IncidentFound
+class Noted(msgspec.Struct, frozen=True, tag="noted"):
+    """The effect is on the claim now."""
+
+    id: str
+
+
+Answer = Accepted | Refused | Recollection | IncidentFound | Noted
 
 
 class Inquiries(Protocol):
@@ -244,8 +280,8 @@ class RequestDesk:
         peer = self._peers.pop(answer.id, None)
         if peer is None:
             return None
-        # Recollections are large, and asking for one twice does no harm.
-        if not isinstance(answer, Recollection):
+        # Recollections are large, effects many, and neither does harm when it comes twice.
+        if not isinstance(answer, Recollection | Noted):
             self._answers[answer.id] = (now_ns, answer)
         return Reply(peer, seal(self.key, answer))
 
@@ -272,6 +308,8 @@ def carry_out(request: Request, inquiries: Inquiries) -> Answer:
                 return _recollect(request, inquiries)
             case LookBack():
                 return _look_back(request, inquiries)
+            case EffectMeasured():
+                return _note_effect(request, inquiries)
     except PredicateError as error:
         return Refused(request.id, "predicate", str(error), error.position)
     except UserError as error:
@@ -309,6 +347,24 @@ def _claim(request: ClaimByPerson, inquiries: Inquiries) -> Answer:
         str(claim.verdict),
         claim.created_ns,
     )
+
+
+def _note_effect(request: EffectMeasured, inquiries: Inquiries) -> Answer:
+    explainer = inquiries.explainer(request.run_id, request.hook_point)
+    effects = tuple(
+        MeasuredEffect(
+            one.action,
+            Interval(*one.effect),
+            {kind: Interval(*percentile) for kind, percentile in one.percentiles.items()},
+            one.controls,
+            request.steps,
+            request.episodes,
+            one.stands_out,
+        )
+        for one in request.effects
+    )
+    explainer.note_effects(request.feature, request.transcoder, effects)
+    return Noted(request.id)
 
 
 def _recollect(request: Recollect, inquiries: Inquiries) -> Answer:

@@ -86,8 +86,8 @@ class Call:
 class ShadowSteps:
     """Sampled steps for shadow runs of one hook point, n of them."""
 
-    observations: Tensor
-    """[n, …] what the policy saw."""
+    observations: Tensor | Call
+    """[n, …] what the policy saw, or all that it was called with."""
     features: NDArray[np.float32]
     """[n, F] activations of the transcoder."""
     episode: NDArray[np.integer]
@@ -174,9 +174,25 @@ def shadow_effect(
     controls: int = LEAST_CONTROLS,
     seed: int = 0,
     centred: bool = True,
-    pause: Callable[[], None] = lambda: None,
 ) -> EffectSamples:
-    """Direct effect of taking a feature out, with ``controls`` matched controls of each kind.
+    """Direct effect of taking a feature out on one action; see :func:`shadow_effects`."""
+    return shadow_effects(
+        shadow, steps, decoders, feature, controls=controls, seed=seed, centred=centred
+    )[action]
+
+
+def shadow_effects(
+    shadow: Shadow,
+    steps: ShadowSteps,
+    decoders: NDArray[np.floating],
+    feature: int,
+    *,
+    controls: int = LEAST_CONTROLS,
+    seed: int = 0,
+    centred: bool = True,
+    pause: Callable[[], None] = lambda: None,
+) -> tuple[EffectSamples, ...]:
+    """Direct effects of taking a feature out, per action, with matched controls of each kind.
 
     ``decoders`` [F, d_out]. Only steps at which the feature is on are used; each control shifts
     those same steps by vectors of the same norms. ``centred`` reads a logit minus the mean of all
@@ -190,80 +206,97 @@ def shadow_effect(
     if len(on) == 0:
         raise ValueError(f"feature {feature} is off in all the sampled steps")
     random = np.random.default_rng([seed, feature])
-    observations = steps.observations[torch.from_numpy(on)]
     strength = steps.features[on, feature].astype(np.float64)
     direction = np.asarray(decoders[feature], np.float64)
     norms = strength * np.linalg.norm(direction)
-    base = _values(shadow.outputs(observations), centred=centred)
-
-    def all_changes(vectors: NDArray[np.float64]) -> NDArray[np.float64]:
-        """[n, A] values minus values with ``vectors`` [n, d_out] taken out."""
-        shift = torch.from_numpy(np.asarray(-vectors, np.float32))
-        pause()
-        return base - _values(shadow.outputs(observations, shift), centred=centred)
-
-    def of_unit(unit: NDArray[np.float64]) -> NDArray[np.float64]:
-        return all_changes(norms[:, None] * unit)[:, action]
-
+    here = _Rows(shadow, steps, on, centred=centred, pause=pause)
     width = len(direction)
-    y = shadow.output_at_hook(observations).numpy().astype(np.float64)
+    y = shadow.output_at_hook(steps.observations).numpy().astype(np.float64)[on]
     spread = y - y.mean(0)
-    isotropic = [_unit(random.normal(size=width)) for _ in range(controls)]
-    covariance = [_unit(random.normal(size=len(spread)) @ spread) for _ in range(controls)]
+    kinds: dict[str, list[NDArray[np.float64]]] = {
+        "isotropic": [_unit(random.normal(size=width)) for _ in range(controls)],
+        "activation covariance": [
+            _unit(random.normal(size=len(spread)) @ spread) for _ in range(controls)
+        ],
+    }
     live = np.flatnonzero((steps.features > 0).any(0))
     others = live[live != feature]
-    kinds: dict[str, list[NDArray[np.float64]]] = {
-        "isotropic": isotropic,
-        "activation covariance": covariance,
-    }
     if len(others):
         chosen = random.choice(others, controls, replace=len(others) < controls)
         kinds["other features"] = [_unit(np.asarray(decoders[f], np.float64)) for f in chosen]
-    results = {kind: np.stack([of_unit(unit) for unit in units]) for kind, units in kinds.items()}
-    push = strength.mean() * direction
-    off_moments = _off_moments(shadow, steps, push, feature, action=action, centred=centred)
-    if off_moments is not None:
-        rows = random.integers(0, len(off_moments), (controls, len(on)))
-        results["same feature when off"] = off_moments[rows]
-    change = all_changes(strength[:, None] * direction)
-    results[CONSTANT_BIAS] = _constant_bias(change, action, controls, random, centred=centred)
-    return EffectSamples(change[:, action], steps.episode[on], results)
+    results = {
+        kind: np.stack([here.without(norms[:, None] * unit) for unit in units])
+        for kind, units in kinds.items()
+    }
+    off = np.flatnonzero(steps.features[:, feature] <= 0)
+    if len(off):
+        there = _Rows(shadow, steps, off, centred=centred, pause=pause)
+        push = np.broadcast_to(strength.mean() * direction, (len(off), width))
+        rows = random.integers(0, len(off), (controls, len(on)))
+        results["same feature when off"] = there.without(push)[rows]
+    change = here.without(strength[:, None] * direction)
+    results[CONSTANT_BIAS] = _constant_bias(change, controls, random, centred=centred)
+    return tuple(
+        EffectSamples(
+            change[:, action],
+            steps.episode[on],
+            {kind: found[..., action] for kind, found in results.items()},
+        )
+        for action in range(change.shape[1])
+    )
+
+
+class _Rows:
+    """Some of the steps, run with vectors taken out of the hook point's output."""
+
+    def __init__(
+        self,
+        shadow: Shadow,
+        steps: ShadowSteps,
+        rows: NDArray[np.intp],
+        *,
+        centred: bool,
+        pause: Callable[[], None],
+    ) -> None:
+        self._shadow, self._rows = shadow, rows
+        self._centred, self._pause = centred, pause
+        # What a policy was called with as a whole is run as a whole.
+        self._total = len(steps.features) if isinstance(steps.observations, Call) else None
+        self._observations = (
+            steps.observations
+            if isinstance(steps.observations, Call)
+            else steps.observations[torch.from_numpy(rows)]
+        )
+        self._base = self._values(None)
+
+    def without(self, vectors: NDArray[np.floating]) -> NDArray[np.float64]:
+        """[n, A] values minus values with ``vectors`` [n, d_out] taken out."""
+        self._pause()
+        shift = np.asarray(-vectors, np.float32)
+        if self._total is not None:
+            whole = np.zeros((self._total, shift.shape[1]), np.float32)
+            whole[self._rows] = shift
+            shift = whole
+        return self._base - self._values(torch.from_numpy(shift))
+
+    def _values(self, shift: Tensor | None) -> NDArray[np.float64]:
+        outputs = self._shadow.outputs(self._observations, shift)
+        values: NDArray[np.float64] = outputs.detach().to(torch.float64).numpy()
+        if self._total is not None:
+            values = values[self._rows]
+        return values - values.mean(1, keepdims=True) if self._centred else values
 
 
 def _constant_bias(
-    change: NDArray[np.float64],
-    action: int,
-    controls: int,
-    random: np.random.Generator,
-    *,
-    centred: bool,
+    change: NDArray[np.float64], controls: int, random: np.random.Generator, *, centred: bool
 ) -> NDArray[np.float64]:
-    """[controls, n] the change of one action's value by a constant bias of the same mean norm."""
+    """[controls, n, A] the change by a constant bias whose norm is the mean of ``change``'s."""
     drawn = random.normal(size=(controls, change.shape[1]))
     if centred:
         drawn -= drawn.mean(1, keepdims=True)
     drawn /= np.maximum(np.linalg.norm(drawn, axis=1, keepdims=True), _EPSILON)
     size = float(np.linalg.norm(change, axis=1).mean())
-    return np.repeat(size * drawn[:, [action]], len(change), axis=1)
-
-
-def _off_moments(
-    shadow: Shadow,
-    steps: ShadowSteps,
-    push: NDArray[np.float64],
-    feature: int,
-    *,
-    action: int,
-    centred: bool,
-) -> NDArray[np.float64] | None:
-    """Changes when the feature's mean push is taken out where it is not there."""
-    off = np.flatnonzero(steps.features[:, feature] <= 0)
-    if len(off) == 0:
-        return None
-    observations = steps.observations[torch.from_numpy(off)]
-    shift = torch.from_numpy(np.asarray(-push, np.float32))
-    base = _read(shadow.outputs(observations), action, centred=centred)
-    return base - _read(shadow.outputs(observations, shift), action, centred=centred)
+    return np.repeat(size * drawn[:, None, :], len(change), axis=1)
 
 
 def _copy_without_hooks(policy: nn.Module) -> nn.Module:
@@ -274,15 +307,6 @@ def _copy_without_hooks(policy: nn.Module) -> nn.Module:
             if "_hooks" in name and isinstance(value, dict):
                 memo[id(value)] = OrderedDict()
     return copy.deepcopy(policy, memo)
-
-
-def _read(outputs: Tensor, action: int, *, centred: bool) -> NDArray[np.float64]:
-    return _values(outputs, centred=centred)[:, action]
-
-
-def _values(outputs: Tensor, *, centred: bool) -> NDArray[np.float64]:
-    values: NDArray[np.float64] = outputs.detach().to(torch.float64).numpy()
-    return values - values.mean(1, keepdims=True) if centred else values
 
 
 def _unit(vector: NDArray[np.float64]) -> NDArray[np.float64]:
