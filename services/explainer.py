@@ -27,6 +27,7 @@ from interlatent_live.services.receiver_service import FeatureService
 from interlatent_live.services.requests import RequestSocket
 from interlatent_live.services.runtime import ServiceRuntime
 from interlatent_live.services.writing import WriterThread
+from interlatent_live.services.writing_metrics import WriterMetrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 IDLE_S = 0.02
 PROFILES_AT_ONCE = 4
+COSTS_EVERY_S = 2.0
 
 
 def serve(settings: Settings) -> None:
@@ -61,6 +63,8 @@ def serve(settings: Settings) -> None:
         shell.requests = requests
         try:
             claims = shell.prepare()
+            if shell.words is not None:
+                WriterMetrics(shell.words.costs, runtime.registry)
             runtime.ready(writer=shell.writer, claims_prepared=claims)
             with shell:
                 service.run(runtime, alive=shell.check)
@@ -106,9 +110,15 @@ class ExplainerShell:
         self._documents: deque[ClaimsDocument | NarrationDocument] = deque(maxlen=1000)
         self.requests: RequestSocket | None = None
         self._answers: deque[Answer] = deque()
+        self._costs_due = 0.0
         self._stop = threading.Event()
         self._crash: BaseException | None = None
         self._worker = threading.Thread(target=self._think, name="think", daemon=True)
+
+    @property
+    def words(self) -> WriterThread | None:
+        """Who asks a language model; None with the built-in writer."""
+        return self._words
 
     def prepare(self) -> int:
         """Propose claims from the configured calibration; returns how many there are."""
@@ -164,6 +174,9 @@ class ExplainerShell:
             else:
                 key = f"{document.run_id}/{document.env}"
                 feed.documents(Topic.NARRATION, document, key=key)
+        if self._words is not None and time.monotonic() >= self._costs_due:
+            self._costs_due = time.monotonic() + COSTS_EVERY_S
+            feed.documents(Topic.COSTS, self._words.costs(), key="costs")
         done = []
         while self._processed:
             done.append(self._processed.popleft())
@@ -213,6 +226,6 @@ class ExplainerShell:
             return
         for (run_id, hook_point, feature), draft in self._words.finished():
             self._core.adopt(run_id, hook_point, feature, draft)
-        if self._words.idle:
-            for run_id, hook_point, profile in self._core.profiles_to_write(PROFILES_AT_ONCE):
-                self._words.ask((run_id, hook_point, profile.address.index), profile)
+        for run_id, hook_point, profile, weight in self._core.profiles_to_write(PROFILES_AT_ONCE):
+            key = (run_id, hook_point, profile.address.index)
+            self._words.ask(key, profile, importance=weight)

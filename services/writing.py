@@ -1,17 +1,24 @@
 """A thread with an event loop of its own that asks a language model for drafts.
 
-The feed never waits for it: a dead, slow or dear model costs nothing but its own answers.
+The feed never waits for it: a dead, slow or dear model costs nothing but its own answers. What
+waits to be asked is bounded and ordered by importance, the newest profile of a feature replaces an
+older one, a profile that was worded before is answered from the cache, and what any of it cost is
+told by claim and by the hour.
 """
 
 from __future__ import annotations
 
 import asyncio
 import threading
-from collections import deque
+import time
+from collections import Counter, deque
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from interlatent_live.explanations.budget import Budget, Limits
-from interlatent_live.explanations.writers import make_writer
+from interlatent_live.explanations.scheduling import DraftCache, WriterQueue
+from interlatent_live.explanations.writers import Usage, make_writer
+from interlatent_live.feed.documents import ClaimCost, CostsDocument
 from interlatent_live.logs import get_logger
 
 if TYPE_CHECKING:
@@ -20,6 +27,23 @@ if TYPE_CHECKING:
     from interlatent_live.explanations.writers import Draft
 
     Key = tuple[str, str, int]
+
+AT_ONCE = 2
+"""Requests under way; more would only wait at the server."""
+STALE_AFTER_S = 600.0
+"""A profile that waited longer is not worth paying for."""
+HOUR_S = 3600.0
+LEAST_RATE_S = 60.0
+
+
+@dataclass(slots=True)
+class _Ledger:
+    """What wording has cost; written on the writing thread, read on another."""
+
+    by_claim: dict[str, Usage] = field(default_factory=dict)
+    refused: Counter[str] = field(default_factory=Counter)
+    recent: deque[tuple[float, float]] = field(default_factory=deque)
+    """(monotonic time, dollars) of the last hour."""
 
 
 class WriterThread:
@@ -31,16 +55,23 @@ class WriterThread:
 
     def __init__(self, options: ExplainerSettings) -> None:
         self._log = get_logger("services.writing")
+        self._budget = Budget(Limits(dollars=options.money_limit))
         self._writer = make_writer(
             options.writer,
             model=options.model,
             base_url=options.base_url,
-            budget=Budget(Limits(dollars=options.money_limit)),
+            budget=self._budget,
             timeout_s=options.request_timeout_s,
         )
         self._loop = asyncio.new_event_loop()
+        self._queue = WriterQueue()
+        self._cache = DraftCache()
+        self._keys: dict[str, Key] = {}
+        self._under_way = 0
         self._done: deque[tuple[Key, Draft]] = deque()
-        self._waiting = 0
+        self._ledger = _Ledger()
+        self._lock = threading.Lock()
+        self._born, self._since_ns = time.monotonic(), time.time_ns()
         self._thread = threading.Thread(target=self._run, name="write", daemon=True)
 
     @property
@@ -48,27 +79,70 @@ class WriterThread:
         """The writer's name."""
         return self._writer.name
 
-    @property
-    def idle(self) -> bool:
-        """Whether it takes more profiles."""
-        return self._waiting == 0
-
     def start(self) -> None:
         """Begin to take profiles."""
         self._thread.start()
 
-    def ask(self, key: Key, profile: FeatureProfile) -> None:
+    def ask(
+        self,
+        key: Key,
+        profile: FeatureProfile,
+        *,
+        importance: float = 1.0,
+        asked_by_person: bool = False,
+    ) -> None:
         """Ask for a draft; the answer comes out of :meth:`finished` under ``key``."""
-        self._waiting += 1
-        asyncio.run_coroutine_threadsafe(self._write(key, profile), self._loop)
+
+        def put() -> None:
+            self._keys[str(profile.address)] = key
+            self._queue.put(
+                profile,
+                importance=importance,
+                deadline_s=time.monotonic() + STALE_AFTER_S,
+                asked_by_person=asked_by_person,
+            )
+            self._next()
+
+        self._loop.call_soon_threadsafe(put)
 
     def finished(self) -> list[tuple[Key, Draft]]:
         """Answers that came since the last call."""
         found = []
         while self._done:
             found.append(self._done.popleft())
-            self._waiting -= 1
         return found
+
+    def costs(self) -> CostsDocument:
+        """What was spent since the start, by claim and over the last hour."""
+        now = time.monotonic()
+        with self._lock:
+            by_claim = dict(self._ledger.by_claim)
+            refused = dict(self._ledger.refused)
+            recent = sum(dollars for at, dollars in self._ledger.recent if at > now - HOUR_S)
+        spent, price = self._budget.spent, self._budget.price
+        lived = min(now - self._born, HOUR_S)
+        return CostsDocument(
+            writer=self.name,
+            since_ns=self._since_ns,
+            requests=spent.requests,
+            input_tokens=spent.input_tokens,
+            output_tokens=spent.output_tokens,
+            dollars=self._budget.spent_dollars,
+            limit_dollars=self._budget.limits.dollars,
+            dollars_per_hour=recent * HOUR_S / lived if lived >= LEAST_RATE_S else None,
+            refused=refused,
+            claims=[
+                ClaimCost(
+                    address,
+                    usage.requests,
+                    usage.input_tokens,
+                    usage.output_tokens,
+                    price.of(usage),
+                )
+                for address, usage in sorted(by_claim.items())
+            ],
+            published_ns=time.time_ns(),
+        )
 
     def stop(self) -> None:
         """Cancel what is under way and close connections."""
@@ -76,10 +150,44 @@ class WriterThread:
         future.add_done_callback(lambda _: self._loop.call_soon_threadsafe(self._loop.stop))
         self._thread.join(timeout=5.0)
 
+    # -- on the loop -------------------------------------------------------------------------------
+
+    def _next(self) -> None:
+        """Ask for the most important profiles that wait, as many as may be under way."""
+        while self._under_way < AT_ONCE:
+            request = self._queue.take(time.monotonic())
+            if request is None:
+                return
+            key = self._keys.pop(request.key)
+            known = self._cache.get(self.name, request.profile)
+            if known is not None:
+                self._done.append((key, known))
+                continue
+            self._under_way += 1
+            task = self._loop.create_task(self._write(key, request.profile))
+            task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._under_way -= 1
+        if not task.cancelled():
+            if (error := task.exception()) is not None:
+                self._log.error("a draft failed", why=f"{type(error).__name__}: {error}")
+            self._next()
+
     async def _write(self, key: Key, profile: FeatureProfile) -> None:
         draft = await self._writer.write(profile)
+        address = str(profile.address)
+        with self._lock:
+            ledger, now = self._ledger, time.monotonic()
+            ledger.by_claim[address] = ledger.by_claim.get(address, Usage()).plus(draft.usage)
+            ledger.recent.append((now, self._budget.price.of(draft.usage)))
+            while ledger.recent[0][0] <= now - HOUR_S:
+                ledger.recent.popleft()
+            if draft.fallback_reason and draft.usage.requests == 0:
+                ledger.refused[_word(draft.fallback_reason)] += 1
         if draft.fallback_reason:
             self._log.warning("fell back", reason=draft.fallback_reason)
+        self._cache.put(self.name, profile, draft)
         self._done.append((key, draft))
 
     async def _close(self) -> None:
@@ -96,3 +204,11 @@ class WriterThread:
             self._loop.run_forever()
         finally:
             self._loop.close()
+
+
+def _word(reason: str) -> str:
+    """A stable word for counters."""
+    for sign, word in (("limit", "limit"), ("failed repeatedly", "breaker")):
+        if sign in reason:
+            return word
+    return "server"

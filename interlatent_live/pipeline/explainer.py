@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from interlatent_live.errors import UserError
 from interlatent_live.explanations import Explainer, Verdict
 from interlatent_live.explanations.narrator import sentence_json
+from interlatent_live.explanations.scheduling import importance
 from interlatent_live.feed.documents import ClaimsDocument, NarrationDocument, NarrationLine
 
 if TYPE_CHECKING:
@@ -259,10 +260,11 @@ class ExplainerCore:
 
     # -- words -------------------------------------------------------------------------------------
 
-    def profiles_to_write(self, limit: int) -> list[tuple[str, str, FeatureProfile]]:
-        """Profiles that a language model may word next, as (run, hook point, profile).
+    def profiles_to_write(self, limit: int) -> list[tuple[str, str, FeatureProfile, float]]:
+        """Profiles that a language model may word next: (run, hook point, profile, importance).
 
-        The densest verified or pending claims first; each feature is asked for once.
+        The most important first, by density and by what shadow interventions measured; each feature
+        is asked for once.
         """
         if not self._words:
             return []
@@ -271,19 +273,27 @@ class ExplainerCore:
             for claim in inquiry.explainer.claims:
                 index = claim.address.index
                 if index not in inquiry.asked and claim.verdict is not Verdict.ABSTAINED:
-                    found.append((-(claim.density or 0.0), run_id, hook_point, index))
-        chosen: list[tuple[str, str, FeatureProfile]] = []
-        for _, run_id, hook_point, index in sorted(found)[:limit]:
+                    weight = importance(claim.density or 0.0, _largest_effect(claim))
+                    found.append((-weight, run_id, hook_point, index))
+        chosen: list[tuple[str, str, FeatureProfile, float]] = []
+        for weight, run_id, hook_point, index in sorted(found)[:limit]:
             inquiry = self._inquiries[run_id, hook_point]
             inquiry.asked.add(index)
-            chosen.append((run_id, hook_point, inquiry.explainer.profile(index)))
+            chosen.append((run_id, hook_point, inquiry.explainer.profile(index), -weight))
         return chosen
 
     def adopt(self, run_id: str, hook_point: str, feature: int, draft: Draft) -> None:
-        """Put a writer's draft through the gate: its held-out ledger starts now."""
+        """Put a writer's draft through the gate: its held-out ledger starts now.
+
+        Where the writer failed or abstained, the rule that is there already says no less, and keeps
+        its ledger.
+        """
         inquiry = self._inquiries.get((run_id, hook_point))
-        if inquiry is not None and not inquiry.ended:
-            inquiry.explainer.adopt(feature, draft, self._clock())
+        if inquiry is None or inquiry.ended:
+            return
+        if draft.fallback_reason or draft.predicate is None:
+            return
+        inquiry.explainer.adopt(feature, draft, self._clock())
 
     # -- what people ask ---------------------------------------------------------------------------
 
@@ -370,6 +380,12 @@ SHARE = "verified_share"
 
 def _line(sentence: Sentence) -> NarrationLine:
     return NarrationLine(sentence.text, sentence_json(sentence)["references"])
+
+
+def _largest_effect(claim: Claim) -> float | None:
+    """Size of the largest measured effect on an action; None before any was measured."""
+    sizes = [abs(one.effect.value) for one in claim.effects if one.effect.value is not None]
+    return max(sizes, default=None)
 
 
 def _seconds(start_ns: int | None, end_ns: int | None) -> float | None:

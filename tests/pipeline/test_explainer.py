@@ -3,6 +3,7 @@ import pytest
 from interlatent_live.errors import UserError
 from interlatent_live.explanations import ExplainerConfig
 from interlatent_live.explanations.evidence import collect_evidence
+from interlatent_live.explanations.predicates import parse
 from interlatent_live.explanations.writers import Draft
 from interlatent_live.feed.documents import (
     ClaimsDocument,
@@ -144,13 +145,30 @@ def test_a_model_is_asked_once_per_feature_and_its_draft_starts_a_new_ledger():
     explainer.hello(manifest(), {HOOK: TRANSCODER})
     asked = explainer.profiles_to_write(10)
     assert (asked[0][0], asked[0][1]) == ("run", HOOK)
-    assert {profile.address.index for _, _, profile in asked} >= {LEAN}
+    assert {profile.address.index for _, _, profile, _ in asked} >= {LEAN}
+    weights = [weight for *_, weight in asked]
+    assert weights == sorted(weights, reverse=True)
     assert explainer.profiles_to_write(10) == []
-    draft = Draft("a guess", "A guess.", (), None, "model", "sha256:prompt")
+    guess = parse("lean > 0.8", manifest().metrics)
+    draft = Draft("a guess", "A guess.", (), guess, "model", "sha256:prompt")
     explainer.adopt("run", HOOK, LEAN, draft)
     drive(explainer, clock, episodes(10, start_ns=clock.ns + SECOND), documents)
     claim = claim_of(finish(explainer, documents)[-1], LEAN)
-    assert (claim["writer"], claim["version"], claim["verdict"]) == ("model", 1, "abstained")
+    assert (claim["writer"], claim["version"]) == ("model", 1)
+
+
+@pytest.mark.parametrize("fallback", ["", "the server is gone"])
+def test_a_model_that_fails_or_abstains_takes_no_rule_away(fallback):
+    clock, documents = Clock(), []
+    explainer = core(clock, words=True)
+    explainer.prepare()
+    explainer.hello(manifest(), {HOOK: TRANSCODER})
+    drive(explainer, clock, episodes(10, start_ns=clock.ns + SECOND), documents)
+    explainer.adopt(
+        "run", HOOK, LEAN, Draft("", "", (), None, "model", "", fallback_reason=fallback)
+    )
+    claim = claim_of(finish(explainer, documents)[-1], LEAN)
+    assert (claim["writer"], claim["version"]) == ("built-in (no LLM)", 0)
 
 
 def test_rows_of_an_unknown_run_are_refused():

@@ -5,11 +5,13 @@ import threading
 import time
 
 import pytest
+from prometheus_client import CollectorRegistry, generate_latest
 
 from interlatent_live.config import resolve
 from interlatent_live.errors import UserError
 from interlatent_live.explanations.predicates import to_text
 from interlatent_live.services.writing import WriterThread
+from interlatent_live.services.writing_metrics import WriterMetrics
 from tests.explanations.test_writers import profile
 from tests.support.fake_llm import fake_llm
 
@@ -61,11 +63,9 @@ def test_drafts_come_back_under_their_keys(kind, monkeypatch):
         writer = WriterThread(options(kind, url))
         writer.start()
         try:
-            assert writer.idle
             writer.ask(("run", "hook", 3), profile())
-            assert not writer.idle
             ((key, draft),) = answers(writer, 1)
-            assert writer.idle
+            costs = writer.costs()
         finally:
             writer.stop()
     assert key == ("run", "hook", 3)
@@ -73,6 +73,45 @@ def test_drafts_come_back_under_their_keys(kind, monkeypatch):
     assert draft.predicate is not None
     assert "> 0.5" in to_text(draft.predicate)
     assert len(llm.requests) >= 1
+    assert (costs.requests, costs.input_tokens, costs.output_tokens) == (1, 100, 20)
+    assert [claim.requests for claim in costs.claims] == [1]
+    assert costs.dollars <= costs.limit_dollars
+    assert costs.dollars_per_hour is None, "not told in the first minute"
+
+
+def test_an_equal_profile_is_answered_from_the_cache(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "x")
+    with Server() as llm:
+        writer = WriterThread(options("openai", llm.openai_url))
+        writer.start()
+        try:
+            writer.ask(("one", "hook", 3), profile())
+            assert len(answers(writer, 1)) == 1
+            writer.ask(("two", "hook", 3), profile())
+            ((key, draft),) = answers(writer, 1)
+        finally:
+            writer.stop()
+    assert key == ("two", "hook", 3)
+    assert draft.writer.startswith("openai")
+    assert len(llm.requests) == 1
+
+
+def test_costs_are_exported(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "x")
+    registry = CollectorRegistry()
+    with Server("500", "500") as llm:
+        writer = WriterThread(options("openai", llm.openai_url))
+        WriterMetrics(writer.costs, registry)
+        writer.start()
+        try:
+            writer.ask(("run", "hook", 3), profile())
+            answers(writer, 1)
+        finally:
+            writer.stop()
+    text = generate_latest(registry).decode()
+    assert "interlatent_writer_requests_total 1.0" in text
+    assert "interlatent_writer_dollars_limit 0.0" in text
+    assert 'interlatent_writer_tokens_total{direction="input"}' in text
 
 
 def test_a_hanging_model_does_not_keep_the_service_from_stopping(monkeypatch):
