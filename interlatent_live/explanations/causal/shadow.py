@@ -153,15 +153,38 @@ class Shadow:
             handle.remove()
         return seen[0]
 
+    def value_and_gradient(
+        self, observations: Tensor | Call, reading: Tensor
+    ) -> tuple[float, Tensor]:
+        """outputs[0] · ``reading`` [A], and its gradient [d_out] at the hook point's output."""
+        _, y = self.seen_at_hook(observations)
+        shift = torch.zeros_like(y, requires_grad=True)
+        handle = self._module.register_forward_hook(
+            lambda _m, _i, out: (
+                out + shift if isinstance(out, torch.Tensor) else (out[0] + shift, *out[1:])
+            )
+        )
+        try:
+            with torch.enable_grad(), self._random:
+                outputs = self._call(observations)
+                value = outputs[0].double() @ reading
+                (gradient,) = torch.autograd.grad(value, shift)
+        finally:
+            handle.remove()
+        return float(value.detach()), gradient[0].detach()
+
     def output_at_hook(self, observations: Tensor | Call) -> Tensor:
         """[n, d_out] what the hook point gives, unshifted."""
         return self.seen_at_hook(observations)[1]
 
     def _run(self, observations: Tensor | Call) -> Tensor:
         with torch.no_grad(), self._random:
-            if isinstance(observations, Call):
-                return self._read(self._policy(*observations.args, **observations.kwargs))
-            return self._read(self._policy(observations))
+            return self._call(observations)
+
+    def _call(self, observations: Tensor | Call) -> Tensor:
+        if isinstance(observations, Call):
+            return self._read(self._policy(*observations.args, **observations.kwargs))
+        return self._read(self._policy(observations))
 
 
 def shadow_effect(

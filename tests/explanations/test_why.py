@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import interlatent_live
+from interlatent_live.errors import UserError
+from interlatent_live.explanations.causal.shadow import Shadow
+from interlatent_live.explanations.causal.why import why
+from interlatent_live.policies.files import load_policy
+from interlatent_live.transcoders.config import Architecture, TranscoderConfig
+from interlatent_live.transcoders.native import load_transcoder
+from interlatent_live.transcoders.transcoder import Transcoder
+
+HOOK = "hidden.1"
+ACTIONS = ("push left", "push right")
+FOLDER = Path(interlatent_live.__file__).parent / "data" / "transcoders" / "cartpole" / HOOK
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return load_policy("cartpole").module
+
+
+@pytest.fixture(scope="module")
+def transcoder():
+    return load_transcoder(FOLDER).transcoder
+
+
+def observations(count):
+    widths = np.array([1.5, 1.0, 0.12, 1.0])
+    drawn = np.random.default_rng(0).uniform(-1, 1, (count, 1, 4)) * widths
+    return [torch.from_numpy(one.astype(np.float32)) for one in drawn]
+
+
+def test_each_decision_adds_up_and_ablation_agrees(policy, transcoder):
+    agreements = []
+    for observation in observations(30):
+        found = why(policy, {HOOK: transcoder}, observation, actions=ACTIONS)
+        assert max(abs(r) for r in found.attribution.residuals()) < 1e-4
+        assert {found.chosen, found.runner_up} == set(ACTIONS)
+        assert found.attribution.value > 0
+        assert f"error:{HOOK}" in {node.name for node in found.attribution.levels[0]}
+        json.dumps(found.to_json(), allow_nan=False)
+        agreements.append(found.rank_agreement)
+    known = [one for one in agreements if one is not None]
+    # Behind the last hidden layer the head is linear, so what is said is what ablation measures.
+    assert len(known) > 10
+    assert min(known) > 0.999
+
+
+def test_two_hook_points_are_traced_to_the_observation(policy, transcoder):
+    (observation,) = observations(1)
+    x, y = Shadow(policy, "hidden.0").seen_at_hook(observation)
+    random = torch.Generator().manual_seed(1)
+    config = TranscoderConfig(
+        architecture=Architecture.RELU,
+        d_in=x.shape[1],
+        d_out=y.shape[1],
+        n_features=64,
+        l1=1.0,
+    )
+    below = Transcoder.from_tensors(
+        config,
+        {
+            "W_enc": torch.randn(x.shape[1], 64, generator=random),
+            "b_enc": torch.zeros(64),
+            "W_dec": torch.randn(64, y.shape[1], generator=random) / 8,
+            "b_dec": torch.zeros(y.shape[1]),
+        },
+    )
+    found = why(policy, {"hidden.0": below, HOOK: transcoder}, observation, actions=ACTIONS)
+    assert len(found.attribution.levels) == 3
+    assert max(abs(r) for r in found.attribution.residuals()) < 1e-4
+    kinds = {node.name.partition(":")[0] for node in found.attribution.levels[-1]}
+    assert "input" in kinds
+
+
+def test_a_component_less_its_mean(policy, transcoder):
+    (observation,) = observations(1)
+    found = why(policy, {HOOK: transcoder}, observation, component=1, mean=0.25)
+    expected = float(policy(observation)[0, 1]) - 0.25
+    assert found.attribution.value == pytest.approx(expected, abs=1e-5)
+    assert max(abs(r) for r in found.attribution.residuals()) < 1e-4
+    assert (found.chosen, found.runner_up) == ("action 1", "")
+
+
+def test_what_cannot_be_explained_is_one_sentence(policy, transcoder):
+    first, second = observations(2)
+    with pytest.raises(UserError, match="one decision"):
+        why(policy, {HOOK: transcoder}, torch.cat([first, second]))
+    with pytest.raises(UserError, match="no transcoder"):
+        why(policy, {}, first)
+    with pytest.raises(UserError, match="no module 'body'"):
+        why(policy, {"body": transcoder}, first)
