@@ -83,7 +83,7 @@ def test_two_hook_points_are_traced_to_the_observation(policy, transcoder):
 def test_a_component_less_its_mean(policy, transcoder):
     (observation,) = observations(1)
     found = why(policy, {HOOK: transcoder}, observation, component=1, mean=0.25)
-    expected = float(policy(observation)[0, 1]) - 0.25
+    expected = float(policy(observation)[0, 1].detach()) - 0.25
     assert found.attribution.value == pytest.approx(expected, abs=1e-5)
     assert max(abs(r) for r in found.attribution.residuals()) < 1e-4
     assert (found.chosen, found.runner_up) == ("action 1", "")
