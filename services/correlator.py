@@ -5,15 +5,26 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+import zmq
+
+from interlatent_live.alerts.board import AlertBoard
+from interlatent_live.errors import UserError
 from interlatent_live.feed.documents import Topic
+from interlatent_live.logs import get_logger
 from interlatent_live.pipeline.correlator import CorrelatorCore
+from interlatent_live.queries.answering import Answerer
 from interlatent_live.services.network import Network
-from interlatent_live.services.receiver_service import FeatureService
+from interlatent_live.services.querying import QueryServer
+from interlatent_live.services.receiver_service import LONGEST_POLL_MS, FeatureService
 from interlatent_live.services.runtime import ServiceRuntime
+from interlatent_live.services.saving import SnapshotThread
 from interlatent_live.statistics.config import CorrelatorConfig
+from interlatent_live.statistics.slices import parse_slices
+from interlatent_live.statistics.snapshot_folder import SnapshotFolder
+from interlatent_live.statistics.watching import WatchConfig
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from interlatent_live.config import Settings
     from interlatent_live.feed.documents import ProfilesDocument
@@ -35,12 +46,51 @@ def serve(settings: Settings) -> None:
         ) as runtime,
         Network(settings.security.keys) as network,
     ):
-        service = FeatureService("correlator", settings, network, CorrelatorShell(settings))
+        shell = CorrelatorShell(settings)
+        service = CorrelatorService(settings, network, shell)
         try:
-            runtime.ready()
+            runtime.ready(**shell.restored)
             service.run(runtime)
         finally:
             service.close()
+            shell.close()
+
+
+class CorrelatorService(FeatureService):
+    """A feature service that also answers questions, in turns with the rows."""
+
+    def __init__(self, settings: Settings, network: Network, shell: CorrelatorShell) -> None:
+        super().__init__("correlator", settings, network, shell)
+        self.queries = QueryServer(
+            network,
+            settings.endpoints.correlator_queries,
+            shell.answerer,
+            settings.limits.message_bytes,
+        )
+
+    def run(self, runtime: ServiceRuntime, *, alive: Callable[[], None] = lambda: None) -> None:
+        """Turn until stopped; as the base's loop, which knows nothing of questions."""
+        poller = zmq.Poller()
+        rows, asked = self._receiver.socket, self.queries.socket
+        for source in (rows, asked, self._feed.socket, runtime.wakeup_fd):
+            poller.register(source, zmq.POLLIN)
+        while not runtime.stopping:
+            runtime.beat()
+            alive()
+            ready = dict(poller.poll(1 if self.queries.waiting else LONGEST_POLL_MS))
+            for received in self._receiver.receive():
+                self._on_received(received)
+            for received in self._receiver.tick():
+                self._on_received(received)
+            self._feed.welcome_viewers()
+            for boot_id in self._handler.turn(self._feed, self.lost()):
+                self._receiver.processed(boot_id)
+            self.queries.turn(rows_wait=rows in ready)
+
+    def close(self) -> None:
+        """Close the sockets."""
+        self.queries.close()
+        super().close()
 
 
 class CorrelatorShell:
@@ -58,13 +108,76 @@ class CorrelatorShell:
             )
         )
         self._core = CorrelatorCore(
-            config, clock=time.time_ns, limit_bytes=settings.limits.statistics_bytes
+            config,
+            clock=time.time_ns,
+            limit_bytes=settings.limits.statistics_bytes,
+            watch=WatchConfig(
+                drift=options.drift,
+                reference_panes=options.drift_reference_panes,
+                panes_to_false_alarm=options.drift_panes_to_false_alarm,
+                conformal=options.conformal,
+                rate=options.conformal_rate,
+                block_steps=options.conformal_block_steps,
+            ),
+            slices=parse_slices(options.slices),
+        )
+        self._log = get_logger("services.correlator")
+        self._board = AlertBoard(self._core, time.time_ns)
+        folder = None
+        self._saving: SnapshotThread | None = None
+        self.restored: dict[str, int] = {}
+        if options.snapshots is not None:
+            folder = SnapshotFolder(options.snapshots, options.snapshots_kept)
+            self._restore(folder)
+            self._saving = SnapshotThread(folder)
+        self._save_every_s = options.snapshot_every_s
+        self._save_due = time.monotonic() + options.snapshot_every_s
+        self._to_save: list[tuple[str, str]] = []
+        self.answerer = Answerer(
+            self._core, clock=time.monotonic, alerts=self._board, snapshots=folder
         )
         self._every_s = options.publish_every_s
         self._runs: dict[str, str] = {}
         self._due = 0.0
         self._publishing: Iterator[ProfilesDocument] | None = None
         self._began = self._spent = 0.0
+
+    def _restore(self, folder: SnapshotFolder) -> None:
+        rows = 0
+        for state in folder.newest(lambda why: self._log.warning("snapshot", why=why)):
+            try:
+                stream = self._core.restore(state)
+            except (UserError, KeyError, ValueError) as error:
+                self._log.warning("snapshot not used", why=str(error))
+                continue
+            rows += stream.correlator.counts.rows
+            self.restored = {"restored_rows": rows, "restored_streams": len(self._core.streams())}
+
+    def close(self) -> None:
+        """Save what no snapshot has yet."""
+        if self._saving is None:
+            return
+        for stream in self._core.due(everything=True):
+            self._saving.save(self._core.save(stream), wait=True)
+        self._saving.close()
+
+    def _save_one(self) -> None:
+        """At most one copy of a stream's tables a turn, and none while one is being written."""
+        if self._saving is None or not self._saving.idle:
+            return
+        now = time.monotonic()
+        periodic = now >= self._save_due
+        due = self._core.due(everything=periodic or bool(self._to_save))
+        if periodic:
+            self._save_due = now + self._save_every_s
+            self._to_save = [(one.run.manifest.run_id, one.hook_point) for one in due]
+        for stream in due:
+            key = (stream.run.manifest.run_id, stream.hook_point)
+            if stream.save_now or key in self._to_save:
+                self._to_save = [other for other in self._to_save if other != key]
+                self._saving.save(self._core.save(stream))
+                return
+        self._to_save = []
 
     def hello(self, manifest: Manifest, transcoders: Mapping[str, str]) -> None:
         """A run begins or goes on."""
@@ -84,6 +197,7 @@ class CorrelatorShell:
 
     def turn(self, feed: FeedPublisher, lost: Mapping[str, int]) -> list[str]:
         """Publish the profiles of what changed, when it is time: one a turn, rows come first."""
+        self._save_one()
         now = time.monotonic()
         if self._publishing is None:
             if now < self._due:
@@ -92,6 +206,8 @@ class CorrelatorShell:
         document = next(self._publishing, None)
         if document is None:
             self._publishing = None
+            for run_id in {stream.run.manifest.run_id for stream in self._core.streams()}:
+                feed.documents(Topic.ALERTS, self._board.document(run_id), key=run_id)
             # Never more than a fifth of the time, however many features there are.
             self._due = self._began + max(self._every_s, 5 * self._spent)
         else:

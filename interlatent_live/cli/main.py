@@ -19,6 +19,7 @@ from interlatent_live.cli import (
     keys,
     policies,
     probes,
+    query,
     recordings,
     reproduce,
     services,
@@ -56,6 +57,7 @@ app.add_typer(policies.app)
 app.add_typer(reproduce.app)
 app.add_typer(config.app)
 app.add_typer(keys.app)
+app.add_typer(query.app)
 app.command()(recordings.inspect)
 app.command()(doctor.doctor)
 app.command()(bench.bench)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 
 from interlatent_live.config import human_bytes
@@ -15,9 +16,11 @@ from interlatent_live.feed.documents import (
     ProfilesDocument,
 )
 from interlatent_live.statistics.config import ALL, CorrelatorConfig
-from interlatent_live.statistics.correlator import Correlator
+from interlatent_live.statistics.correlator import Correlator, CorrelatorState
 from interlatent_live.statistics.memory import memory_bytes
-from interlatent_live.stream import FeatureAddress
+from interlatent_live.statistics.slices import CompiledSlices, SliceText, compile_slices
+from interlatent_live.statistics.watching import StreamWatch, WatchConfig
+from interlatent_live.stream import FeatureAddress, Manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,23 +28,39 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from interlatent_live.statistics.profile import ProfileTable
-    from interlatent_live.stream import FeatureBatch, Manifest, SparseCodes
+    from interlatent_live.stream import FeatureBatch, SparseCodes
+
+SCHEMA = 1
+_WATCH = "watch/"
 
 
 @dataclass(slots=True)
-class _Stream:
+class Stream:
     """One (run, hook point): the statistics under its newest transcoder."""
 
+    run: Run
+    hook_point: str
     correlator: Correlator
+    watch: StreamWatch
+    slices: CompiledSlices
     transcoder: str
     boot_id: str
     full_bytes: int
     """What its tables take when full."""
     changed: bool = True
+    first_ns: int | None = None
+    """Agent's time of the first row."""
+    newest_ns: int | None = None
+    saved_rows: int = -1
+    """Rows at the newest snapshot, −1 before the first."""
+    save_now: bool = False
+    """Something happened that a restart must not forget: a declared look."""
 
 
 @dataclass(slots=True)
-class _Run:
+class Run:
+    """One run, over all boots of its agent."""
+
     manifest: Manifest
     bases: dict[str, int] = field(default_factory=dict)
     """Global row number of each boot's row 0."""
@@ -49,6 +68,10 @@ class _Run:
     """One more than the newest row taken in, in the newest boot's numbers."""
     rows: int = 0
     ended: bool = False
+    missing: int = 0
+    """Rows between a snapshot and what came after the restart, which nobody has."""
+    restored: dict[str, int] = field(default_factory=dict)
+    """One more than the last row a snapshot knew, by boot; gone once new rows came."""
 
 
 class CorrelatorCore:
@@ -60,6 +83,8 @@ class CorrelatorCore:
         max_runs: runs kept; the oldest ended one is forgotten for a new one.
         limit_bytes: bound on all tables, by what their configuration says they take when full;
             ended runs are forgotten for a new one, and a stream that still has no room is refused.
+        watch: what is watched of every hook point.
+        slices: user-defined slices, for the runs whose metrics they speak of.
     """
 
     def __init__(
@@ -69,13 +94,17 @@ class CorrelatorCore:
         clock: Callable[[], int],
         max_runs: int = 256,
         limit_bytes: int = 512 * 1024 * 1024,
+        watch: WatchConfig | None = None,
+        slices: tuple[SliceText, ...] = (),
     ) -> None:
         self._limit_bytes = limit_bytes
-        self.config = config
+        self.watch = watch or WatchConfig()
+        self.slices = slices
+        self.config = replace(config, drift=self.watch.drift)
         self._clock = clock
         self._max_runs = max_runs
-        self._runs: dict[str, _Run] = {}
-        self._streams: dict[tuple[str, str], _Stream] = {}
+        self._runs: dict[str, Run] = {}
+        self._streams: dict[tuple[str, str], Stream] = {}
 
     def hello(self, manifest: Manifest) -> None:
         """A run begins, or an agent process of it was restarted."""
@@ -83,11 +112,13 @@ class CorrelatorCore:
         if run is None:
             if len(self._runs) >= self._max_runs:
                 self._forget_one()
-            run = self._runs[manifest.run_id] = _Run(manifest)
+            run = self._runs[manifest.run_id] = Run(manifest)
         elif run.manifest.metrics != manifest.metrics:
             self._drop_streams(manifest.run_id)
         run.manifest = manifest
         run.ended = False
+        # The newest run is the last one.
+        self._runs[manifest.run_id] = self._runs.pop(manifest.run_id)
         if manifest.boot_id not in run.bases:
             run.bases[manifest.boot_id] = run.rows
             run.next_seq = 0
@@ -102,13 +133,35 @@ class CorrelatorCore:
         if run is None or batch.boot_id not in run.bases:
             raise UserError(f"features of run {batch.run_id} arrived before its manifest")
         base = run.bases[batch.boot_id]
+        if not len(batch.steps):
+            return
+        if run.restored:
+            self._count_missing(run, batch)
         for hook_point, codes in batch.codes.items():
             stream = self._stream(run, batch, hook_point, codes)
-            stream.correlator.update(batch.steps, codes, base=base)
-            stream.changed = True
+            self._take(stream, batch, codes, base)
         end = batch.steps.first_seq + len(batch.steps)
         run.next_seq = max(run.next_seq, end)
         run.rows = max(run.rows, base + end)
+
+    def _take(self, stream: Stream, batch: FeatureBatch, codes: SparseCodes, base: int) -> None:
+        correlator, steps = stream.correlator, batch.steps
+        correlator.update(steps, codes, base=base)
+        stream.watch.rows(steps, codes, base)
+        if correlator.panes_waiting:
+            stream.watch.panes(correlator.drain_panes())
+        if stream.watch.look(correlator) is not None:
+            stream.save_now = True
+        if stream.first_ns is None:
+            stream.first_ns = int(steps.time_ns[0])
+        stream.newest_ns = max(stream.newest_ns or 0, int(steps.time_ns[-1]))
+        stream.changed = True
+
+    def _count_missing(self, run: Run, batch: FeatureBatch) -> None:
+        """The first rows after a restart say which ones nobody has."""
+        expected = run.restored.pop(batch.boot_id, None)
+        if expected is not None:
+            run.missing += max(0, batch.steps.first_seq - expected)
 
     def goodbye(self, run_id: str) -> None:
         """The run ended; its statistics stay."""
@@ -118,7 +171,159 @@ class CorrelatorCore:
             for (owner, _), stream in self._streams.items():
                 if owner == run_id:
                     stream.correlator.finish()
+                    stream.watch.settle()
                     stream.changed = True
+
+    # -- what there is ---------------------------------------------------------------------------
+
+    def runs(self) -> tuple[Run, ...]:
+        """Every run, newest first."""
+        return tuple(reversed(self._runs.values()))
+
+    def streams(self, run_id: str | None = None) -> tuple[Stream, ...]:
+        """The hook points of a run, or of all."""
+        return tuple(
+            stream
+            for (owner, _), stream in self._streams.items()
+            if run_id is None or owner == run_id
+        )
+
+    def find_run(self, run_id: str) -> Run:
+        """A run; the newest one for an empty name.
+
+        Raises:
+            UserError: when there is none.
+        """
+        if not run_id and self._runs:
+            return next(reversed(self._runs.values()))
+        run = self._runs.get(run_id)
+        if run is None:
+            known = ", ".join(self._runs) or "none yet"
+            raise UserError(f"there is no run {run_id!r} (there are: {known})")
+        return run
+
+    def find(self, run_id: str, hook_point: str) -> Stream:
+        """A stream; an empty name means the newest run, and its only hook point.
+
+        Raises:
+            UserError: when there is none, or the hook point must be named.
+        """
+        run = self.find_run(run_id)
+        run_id = run.manifest.run_id
+        if not hook_point:
+            known = [stream.hook_point for stream in self.streams(run_id)]
+            if len(known) == 1:
+                hook_point = known[0]
+            elif known:
+                raise UserError(f"name a hook point of the run: {', '.join(known)}")
+        self.correlator(run_id, hook_point)
+        return self._streams[run_id, hook_point]
+
+    # -- snapshots -------------------------------------------------------------------------------
+
+    def due(self, *, everything: bool = False) -> tuple[Stream, ...]:
+        """Streams with rows that no snapshot has; with a recorded event at once."""
+        return tuple(
+            stream
+            for stream in self._streams.values()
+            if stream.save_now or (everything and stream.saved_rows != stream.correlator.last_row)
+        )
+
+    def save(self, stream: Stream) -> CorrelatorState:
+        """A copy of everything needed to go on with a stream; nothing of it is shared."""
+        stream.watch.panes(stream.correlator.drain_panes())
+        state = stream.correlator.state()
+        meta, arrays = stream.watch.state()
+        run = stream.run
+        stream.saved_rows, stream.save_now = stream.correlator.last_row, False
+        about = {
+            "schema": SCHEMA,
+            "saved_ns": self._clock(),
+            "manifest": msgspec.to_builtins(run.manifest),
+            "hook_point": stream.hook_point,
+            "transcoder": stream.transcoder,
+            "boot_id": stream.boot_id,
+            "bases": dict(run.bases),
+            "next_seq": run.next_seq,
+            "rows": run.rows,
+            "ended": run.ended,
+            "missing": run.missing,
+            "first_ns": stream.first_ns,
+            "newest_ns": stream.newest_ns,
+            "slices": [asdict(item) for item in self.slices],
+        }
+        return CorrelatorState(
+            {**state.meta, "stream": about, "watch": meta},
+            {**state.arrays, **{_WATCH + name: array for name, array in arrays.items()}},
+        )
+
+    def table_of(self, state: CorrelatorState, like: Stream, window: str) -> ProfileTable:
+        """A window of a saved state, for a comparison with a stream of the same transcoder.
+
+        Raises:
+            UserError: when the state has other features, metrics, windows or slices.
+        """
+        about = state.meta.get("stream", {})
+        if about.get("transcoder") != like.transcoder:
+            raise UserError("the snapshot has the features of another transcoder")
+        specs = like.correlator.specs
+        saved = Correlator.restore(state, specs, like.correlator.config)
+        return saved.table(None, window)
+
+    def restore(self, state: CorrelatorState) -> Stream:
+        """Go on from a snapshot.
+
+        Raises:
+            UserError: when it was made under another configuration, or there is no room for it.
+        """
+        about = state.meta.get("stream")
+        if not isinstance(about, dict) or about.get("schema") != SCHEMA:
+            raise UserError("it was made by another version")
+        try:
+            manifest = msgspec.convert(about["manifest"], Manifest)
+        except msgspec.ValidationError as error:
+            raise UserError(f"its manifest is not understood ({error})") from error
+        key = (manifest.run_id, str(about["hook_point"]))
+        slices = compile_slices(self.slices, manifest.metrics)
+        config = replace(self.config, slices=slices.specs)
+        if about["slices"] != [asdict(item) for item in self.slices]:
+            raise UserError("it was made with other slices")
+        correlator = Correlator.restore(state, manifest.metrics, config)
+        watch = StreamWatch(self.watch, manifest.metrics)
+        arrays = {
+            name.removeprefix(_WATCH): array
+            for name, array in state.arrays.items()
+            if name.startswith(_WATCH)
+        }
+        watch.load(state.meta["watch"], arrays)
+        size = memory_bytes(
+            config, correlator.n_features, len(manifest.metrics), envs=manifest.env_count
+        )
+        self._make_room(key, size)
+        run = self._runs.get(manifest.run_id)
+        if run is None:
+            run = self._runs[manifest.run_id] = Run(manifest)
+        run.bases |= {str(boot): int(base) for boot, base in about["bases"].items()}
+        run.next_seq = max(run.next_seq, int(about["next_seq"]))
+        run.rows = max(run.rows, int(about["rows"]))
+        run.missing = max(run.missing, int(about["missing"]))
+        run.ended = bool(about["ended"])
+        boot_id = str(about["boot_id"])
+        run.restored[boot_id] = int(about["next_seq"])
+        stream = self._streams[key] = Stream(
+            run=run,
+            hook_point=key[1],
+            correlator=correlator,
+            watch=watch,
+            slices=slices,
+            transcoder=str(about["transcoder"]),
+            boot_id=boot_id,
+            full_bytes=size,
+            first_ns=about["first_ns"],
+            newest_ns=about["newest_ns"],
+            saved_rows=correlator.last_row,
+        )
+        return stream
 
     def correlator(self, run_id: str, hook_point: str) -> Correlator:
         """The statistics of one (run, hook point), for queries.
@@ -153,25 +358,31 @@ class CorrelatorCore:
     @property
     def nbytes(self) -> int:
         """Bytes of all tables."""
-        return sum(stream.correlator.nbytes for stream in self._streams.values())
+        return sum(
+            stream.correlator.nbytes + stream.watch.nbytes for stream in self._streams.values()
+        )
 
-    def _stream(
-        self, run: _Run, batch: FeatureBatch, hook_point: str, codes: SparseCodes
-    ) -> _Stream:
+    def _stream(self, run: Run, batch: FeatureBatch, hook_point: str, codes: SparseCodes) -> Stream:
         key = (batch.run_id, hook_point)
         transcoder = batch.transcoders[hook_point]
         stream = self._streams.get(key)
         if stream is None or stream.transcoder != transcoder:
             # Another transcoder has other features: nothing of the old statistics applies to them.
-            size = memory_bytes(
-                self.config,
-                codes.n_features,
-                len(run.manifest.metrics),
-                envs=run.manifest.env_count,
-            )
+            metrics = run.manifest.metrics
+            slices = compile_slices(self.slices, metrics)
+            config = replace(self.config, slices=slices.specs)
+            size = memory_bytes(config, codes.n_features, len(metrics), envs=run.manifest.env_count)
             self._make_room(key, size)
-            correlator = Correlator(run.manifest.metrics, codes.n_features, self.config)
-            stream = self._streams[key] = _Stream(correlator, transcoder, batch.boot_id, size)
+            stream = self._streams[key] = Stream(
+                run=run,
+                hook_point=hook_point,
+                correlator=Correlator(metrics, codes.n_features, config),
+                watch=StreamWatch(self.watch, metrics),
+                slices=slices,
+                transcoder=transcoder,
+                boot_id=batch.boot_id,
+                full_bytes=size,
+            )
         stream.boot_id = batch.boot_id
         return stream
 
@@ -197,7 +408,7 @@ class CorrelatorCore:
             )
 
     def _document(
-        self, run: _Run, hook_point: str, stream: _Stream, lost: dict[str, int]
+        self, run: Run, hook_point: str, stream: Stream, lost: dict[str, int]
     ) -> ProfilesDocument:
         correlator = stream.correlator
         live = correlator.live()

@@ -291,6 +291,18 @@ class Correlator:
     ) -> None:
         """Sum the reconstruction error of the rows by pane."""
         known = eligible & np.isfinite(error)
+        if not known.any():
+            return
+        first, last = int(position[0]), int(position[-1])
+        pane = self.config.pane_steps
+        if len(position) == last - first + 1 and first // pane == last // pane:
+            total, count = self._error.get(first // pane, (0.0, 0.0))
+            chosen = error if known.all() else error[known]
+            self._error[first // pane] = (
+                total + float(chosen.sum(dtype=np.float64)),
+                count + len(chosen),
+            )
+            return
         keys = (position[known] // np.uint64(self.config.pane_steps)).astype(np.int64)
         for key in np.unique(keys).tolist():
             mine = keys == key
@@ -719,6 +731,11 @@ class Correlator:
         parts = self.deep.within.correlations(np.maximum(slots, 0).astype(np.intp))
         return {name: np.where(slots[:, None] >= 0, r, np.nan) for name, r in parts.items()}
 
+    @property
+    def panes_waiting(self) -> int:
+        """Closed panes that :meth:`drain_panes` would return, without summing what waits."""
+        return len(self._closed)
+
     def drain_panes(self) -> tuple[PaneSummary, ...]:
         """Summaries of the panes that closed since the last call, oldest first (at most 256)."""
         self._flush()
@@ -760,6 +777,11 @@ class Correlator:
         """Last global row number seen, by agent copy: where a replay may start."""
         known = np.flatnonzero(self._last >= 0)
         return {int(env): int(self._last[env]) for env in known}
+
+    @property
+    def last_row(self) -> int:
+        """Global number of the last row seen, −1 before the first."""
+        return int(self._last.max())
 
     # -- state -----------------------------------------------------------------------------------
 

@@ -21,6 +21,7 @@ from interlatent_live.errors import UserError
 if TYPE_CHECKING:
     from interlatent_live.statistics.correlator import Correlator
     from interlatent_live.statistics.moments import Floats
+    from interlatent_live.statistics.profile import ProfileTable
 
 SORTS: Final = ("feature", "density", "r", "abs_r", "effect_size", "auroc", "n_eff")
 MAX_LIMIT: Final = 1000
@@ -58,24 +59,38 @@ class ProfilePage:
     """Rows the correlator knew when it answered."""
 
 
-def query_profiles(  # noqa: C901 - one branch per filter
-    correlator: Correlator, query: ProfileQuery
-) -> ProfilePage:
+def query_profiles(correlator: Correlator, query: ProfileQuery) -> ProfilePage:
     """Answer one page.
 
     Raises:
         UserError: for an unknown window, metric or sort, a bad limit or a foreign cursor.
     """
+    table = correlator.table(query.features, query.window)
+    place, cursor, matched = page_of(table, query)
+    records = tuple(table.record(i, m) for i, m in place)
+    return ProfilePage(records, cursor, matched, query.window, correlator.counts.rows)
+
+
+def page_of(  # noqa: C901 - one branch per filter
+    table: ProfileTable, query: ProfileQuery
+) -> tuple[list[tuple[int, int]], str | None, int]:
+    """One page of a table: (row, metric column) of each pair, the next cursor, pairs matched.
+
+    Raises:
+        UserError: for an unknown metric or sort, a bad limit or a foreign cursor.
+    """
     if query.sort not in SORTS:
         raise UserError(f"cannot sort by {query.sort!r}; use one of {', '.join(SORTS)}")
     if not 1 <= query.limit <= MAX_LIMIT:
         raise UserError(f"limit must lie between 1 and {MAX_LIMIT}")
-    table = correlator.table(query.features, query.window)
     shape = table.r.shape
     keep = np.ones(shape, bool)
     if query.metric is not None:
         keep[:] = False
-        keep[:, correlator.metric_index(query.metric)] = True
+        names = [spec.name for spec in table.specs]
+        if query.metric not in names:
+            raise UserError(f"there is no metric {query.metric!r}; there are {', '.join(names)}")
+        keep[:, names.index(query.metric)] = True
     density = np.nan_to_num(table.density)
     keep &= ((density >= query.min_density) & (density <= query.max_density))[:, None]
     with np.errstate(invalid="ignore"):
@@ -103,12 +118,11 @@ def query_profiles(  # noqa: C901 - one branch per filter
         after = _after(key[order], features[order], metrics[order], last)
         order = order[after:]
     page = order[: query.limit]
-    records = [table.record(int(rows[i]), int(metrics[i])) for i in page.tolist()]
     cursor = None
     if len(order) > len(page):
         i = int(page[-1])
         cursor = _encode(query, [float(key[i]), int(features[i]), int(metrics[i])])
-    return ProfilePage(tuple(records), cursor, len(rows), query.window, correlator.counts.rows)
+    return [(int(rows[i]), int(metrics[i])) for i in page.tolist()], cursor, len(rows)
 
 
 def _after(key: Floats, features: Any, metrics: Any, last: list[float]) -> int:

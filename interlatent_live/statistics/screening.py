@@ -107,8 +107,12 @@ def interval_p(table: ProfileTable, confidence: float) -> Floats:
 
 def screening(correlator: Correlator, *, level: float = 0.1, window: str = "all") -> FindingList:
     """Benjamini–Hochberg over the shown intervals: a list to look at, not a result."""
-    table = correlator.table(None, window)
-    p = interval_p(table, correlator.config.confidence)
+    return screen_table(correlator.table(None, window), correlator.config.confidence, level=level)
+
+
+def screen_table(table: ProfileTable, confidence: float, *, level: float = 0.1) -> FindingList:
+    """The screening list of a table whose intervals have the given confidence."""
+    p = interval_p(table, confidence)
     kept = benjamini_hochberg(p, level)
     return FindingList(
         title="screening",

@@ -1,0 +1,1 @@
+"""What is worth an operator's attention, collected for viewers."""

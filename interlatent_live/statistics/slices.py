@@ -1,0 +1,118 @@
+"""Slices as people write them: ``NAME: PREDICATE`` over one step's metrics.
+
+The predicate is the claims' language; it is compiled for the metrics of each run, because names and
+units are the agent's. Rows are sliced one by one, so a predicate that looks back is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from interlatent_live.errors import UserError
+from interlatent_live.statistics.config import SliceSpec
+from interlatent_live.stream import Role
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from interlatent_live.stream import MetricSpec
+
+_NAME: Final = re.compile(r"^[A-Za-z0-9_-]{1,64}$")
+_TAKEN: Final = ("terminated", "truncated")
+
+
+@dataclass(frozen=True, slots=True)
+class SliceText:
+    """One slice as it was written."""
+
+    name: str
+    predicate: str
+
+    @classmethod
+    def parse(cls, text: str) -> SliceText:
+        """From ``"falling: pole_angle > 0.1"``.
+
+        Raises:
+            UserError: when it has no name, a name that is taken, or no predicate.
+        """
+        name, colon, predicate = (part.strip() for part in text.partition(":"))
+        if not colon or not predicate:
+            raise UserError(f"the slice {text!r} is not written as NAME: PREDICATE")
+        if not _NAME.match(name) or name in _TAKEN:
+            raise UserError(
+                f"the slice {name!r} needs another name: letters, digits, _ and -, and not "
+                f"{' or '.join(_TAKEN)}"
+            )
+        _parse(name, predicate, None)
+        return cls(name, predicate)
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledSlices:
+    """What the metrics of one run allow."""
+
+    specs: tuple[SliceSpec, ...]
+    refused: Mapping[str, str]
+    """By name, why a slice is not kept for this run."""
+
+
+def parse_slices(texts: Sequence[str]) -> tuple[SliceText, ...]:
+    """Every slice of the configuration.
+
+    Raises:
+        UserError: as :meth:`SliceText.parse`, and when a name comes twice.
+    """
+    found = tuple(SliceText.parse(text) for text in texts)
+    names = [item.name for item in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError(f"two slices are called {name!r}")
+    return found
+
+
+def compile_slices(slices: Sequence[SliceText], metrics: Sequence[MetricSpec]) -> CompiledSlices:
+    """The slices for one run's metrics; one that speaks of others is left out, with the reason."""
+    specs: list[SliceSpec] = []
+    refused: dict[str, str] = {}
+    for item in slices:
+        try:
+            specs.append(SliceSpec(item.name, _parse(item.name, item.predicate, metrics)))
+        except UserError as error:
+            refused[item.name] = str(error)
+    return CompiledSlices(tuple(specs), refused)
+
+
+def _parse(
+    name: str, text: str, metrics: Sequence[MetricSpec] | None
+) -> Callable[[Mapping[str, NDArray[np.float64]]], NDArray[np.bool_]]:
+    # The language's package imports a good part of SciPy: only who has slices pays for it.
+    from interlatent_live.explanations.predicates import (  # noqa: PLC0415
+        Columns,
+        evaluate,
+        history,
+        metric_names,
+        parse,
+        terms_of,
+    )
+
+    try:
+        predicate = parse(text, metrics, roles=frozenset(Role))
+    except UserError as error:
+        raise UserError(f"the slice {name!r}: {error}") from error
+    if any(history(term) for term in terms_of(predicate)):
+        raise UserError(
+            f"the slice {name!r} looks back ({text!r}): a slice speaks of one step's metrics only"
+        )
+    wanted = tuple(sorted(metric_names(predicate)))
+
+    def holds(columns: Mapping[str, NDArray[np.float64]]) -> NDArray[np.bool_]:
+        values = np.stack([columns[metric] for metric in wanted], axis=1)
+        return evaluate(predicate, Columns(wanted, values, np.zeros(len(values), np.int64))).holds
+
+    return holds
