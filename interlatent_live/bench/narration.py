@@ -121,6 +121,7 @@ def _verified(stage: Stage, sizes: _Sizes, seed: int) -> Explainer:
     for batch in stage.play(sizes.verification, seed + 10_000):
         explainer.observe(batch)
     explainer.rescore(stage.now_ns, last=True)
+    explainer.stop_looking()
     return explainer
 
 

@@ -294,6 +294,13 @@ class Explainer:
         self._null.search(count)
         return self._null.draws - self._null.done
 
+    def stop_looking(self) -> None:
+        """Look at the null no more: claims keep the p of their last look, new ones stay pending.
+
+        For a benchmark that asks only which verified claims fall.
+        """
+        self._null = None
+
     def observe(self, batch: FeatureBatch) -> None:
         """Take in a batch of the live stream."""
         self._store.add(batch)

@@ -14,6 +14,7 @@ from interlatent_live.errors import UserError
 from interlatent_live.explanations import Explainer, Verdict
 from interlatent_live.explanations.narrator import sentence_json
 from interlatent_live.explanations.scheduling import importance
+from interlatent_live.explanations.writers import BuiltInWriter
 from interlatent_live.feed.documents import ClaimsDocument, NarrationDocument, NarrationLine
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 EPISODES_TO_PROPOSE_FROM = 16
 ROWS_TO_PROPOSE_FROM = 4000
+EPISODES_TO_PRUNE_ON = 16
+BUILT_IN = BuiltInWriter().name
 SECOND_NS = 1_000_000_000
 
 
@@ -67,6 +70,8 @@ class _Inquiry:
     ended: bool = False
     final: bool = False
     unscored_rows: int = 0
+    pruned: dict[int, int] = field(default_factory=dict)
+    """Newest version of each feature's claim whose clauses were looked at."""
     asked: set[int] = field(default_factory=set)
     """Features whose profile was handed to a writer."""
 
@@ -221,11 +226,28 @@ class ExplainerCore:
             return narration
         if inquiry.unscored_rows and now >= inquiry.rescore_due_ns:
             explainer.rescore(now)
+            self._prune(inquiry, now)
             inquiry.unscored_rows = 0
             claims = self._claims(inquiry)
             inquiry.rescore_due_ns = self._next(now, self._pace.rescore_s)
             return [claims]
         return [] if self._search_null(explainer) else None
+
+    def _prune(self, inquiry: _Inquiry, now_ns: int) -> None:
+        """Drop the clauses of models and people that later episodes do not support, once a version.
+
+        The built-in's rules were pruned where they were chosen.
+        """
+        explainer = inquiry.explainer
+        for claim in explainer.claims:
+            index, scores = claim.address.index, claim.scores
+            if claim.verdict is not Verdict.VERIFIED or claim.writer == BUILT_IN:
+                continue
+            seen = inquiry.pruned.get(index, -1)
+            if scores is None or scores.episodes < EPISODES_TO_PRUNE_ON or seen >= claim.version:
+                continue
+            shorter = explainer.prune(index, now_ns)
+            inquiry.pruned[index] = claim.version if shorter is None else shorter.version
 
     def _search_null(self, explainer: Explainer) -> bool:
         """Search a few more draws; whether there were any to search."""

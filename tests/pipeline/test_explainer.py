@@ -157,6 +157,21 @@ def test_a_model_is_asked_once_per_feature_and_its_draft_starts_a_new_ledger():
     assert (claim["writer"], claim["version"]) == ("model", 1)
 
 
+def test_what_a_model_adds_without_support_is_dropped_in_a_new_version():
+    clock, documents = Clock(), []
+    explainer = core(clock, words=True)
+    explainer.prepare()
+    explainer.hello(manifest(), {HOOK: TRANSCODER})
+    clock.ns = SECOND
+    both = parse("lean > 0.8 and speed > -50", manifest().metrics)
+    explainer.adopt("run", HOOK, LEAN, Draft("a guess", "A guess.", (), both, "model", ""))
+    drive(explainer, clock, episodes(60, start_ns=clock.ns + SECOND), documents)
+    claim = claim_of(finish(explainer, documents)[-1], LEAN)
+    assert (claim["predicate"], claim["version"], claim["writer"]) == ("lean > 0.8", 2, "model")
+    assert claim["rewrites"] == 1, "its ledger began anew, at half of the α"
+    assert "1 clause(s) had no support" in claim["description"]
+
+
 @pytest.mark.parametrize("fallback", ["", "the server is gone"])
 def test_a_model_that_fails_or_abstains_takes_no_rule_away(fallback):
     clock, documents = Clock(), []
