@@ -7,11 +7,12 @@ long and there are a hundred in an episode, which say one thing a hundred times.
 or fails, and weighs as much as it has steps, up to the typical event.
 
 Events of one episode go together. Taken as independent they withdrew half of the sound claims of a
-policy within 200 episodes in which nothing had changed, so three things are done. What a claim promises is conditional: the
-probability of a failure given how many of the last four events of the same episode failed, from the
-episodes it was proposed from and verified on, each at its upper 95 % bound with the number of
-episodes as n. So a failure after failures says little, and the first failures of several episodes
-say much. Weights are exponents of likelihood ratios, which keeps their mean at most one (Jensen).
+policy within 200 episodes in which nothing had changed, so three things are done. What a claim
+promises is conditional: the probability of a failure given how many of the last four events of the
+same episode failed, from the episodes it was proposed from and verified on, each at its upper 95 %
+bound with the number of episodes as n. So a failure after failures says little, and the first
+failures of several episodes say much. Weights are exponents of likelihood ratios, which keeps their
+mean at most one (Jensen).
 And no single episode may carry more than half of what it takes to withdraw a claim.
 
 Against that promise a Shiryaev–Roberts e-detector is run per kind (Shin, Ramdas & Rinaldo,
