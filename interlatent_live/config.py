@@ -226,7 +226,7 @@ class CorrelatorSettings(_Section):
     """Mean number of panes to a false alarm, for all monitors of a hook point together."""
     conformal: Texts = ("fvu", "novelty")
     """Scores with an alarm of stated rate: ``fvu``, ``novelty``, or ``metric:NAME``."""
-    conformal_rate: Annotated[float, Field(gt=0, lt=1)] = 0.001
+    conformal_rate: Annotated[float, Field(gt=0, lt=1)] = 0.01
     """Share of blocks in which such an alarm is false."""
     conformal_block_steps: Annotated[int, Field(ge=16)] = 512
     """Rows of a block, whose largest score is judged."""
@@ -245,11 +245,6 @@ class CorrelatorSettings(_Section):
     snapshot_every_s: Seconds = 60.0
     snapshots_kept: Count = 8
     """Newest snapshots of each hook point; the last one of each of as many days stays too."""
-    replay: Paths = ()
-    """Recordings that a restart takes rows from which came after the snapshot."""
-    replay_wait_s: Seconds = 10.0
-    """Longest that new rows wait for the recording to catch up with them; what it lacks then is
-    declared missing."""
 
 
 class ExplainerSettings(_Section):

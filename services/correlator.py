@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 import zmq
 
 from interlatent_live.alerts.board import AlertBoard
+from interlatent_live.alerts.delivery import Delivery, alertmanager, webhook
+from interlatent_live.alerts.rulefile import load_rules
+from interlatent_live.alerts.rules_engine import RulesEngine
 from interlatent_live.errors import UserError
 from interlatent_live.feed.documents import Topic
 from interlatent_live.logs import get_logger
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from interlatent_live.config import Settings
     from interlatent_live.feed.documents import ProfilesDocument
     from interlatent_live.services.publishing import FeedPublisher
+    from interlatent_live.statistics.rules import Transition
     from interlatent_live.stream import FeatureBatch, Manifest
 
 
@@ -122,7 +126,15 @@ class CorrelatorShell:
             slices=parse_slices(options.slices),
         )
         self._log = get_logger("services.correlator")
-        self._board = AlertBoard(self._core, time.time_ns)
+        rules = () if options.alert_rules is None else load_rules(options.alert_rules)
+        self._rules = RulesEngine(rules, options.alert_every_s)
+        receivers = []
+        if options.alertmanager is not None:
+            receivers.append(alertmanager(options.alertmanager))
+        if options.webhook is not None:
+            receivers.append(webhook(options.webhook, options.webhook_key))
+        self._deliveries = tuple(Delivery(one) for one in receivers)
+        self._board = AlertBoard(self._core, time.time_ns, self._rules, self._deliveries)
         folder = None
         self._saving: SnapshotThread | None = None
         self.restored: dict[str, int] = {}
@@ -154,7 +166,9 @@ class CorrelatorShell:
             self.restored = {"restored_rows": rows, "restored_streams": len(self._core.streams())}
 
     def close(self) -> None:
-        """Save what no snapshot has yet."""
+        """Stop telling, and save what no snapshot has yet."""
+        for one in self._deliveries:
+            one.close()
         if self._saving is None:
             return
         for stream in self._core.due(everything=True):
@@ -188,7 +202,20 @@ class CorrelatorShell:
     def features(self, batch: FeatureBatch) -> bool:
         """Add rows to the statistics."""
         self._core.features(batch)
+        if self._rules.rules:
+            for stream in self._core.streams(batch.run_id):
+                if stream.hook_point in batch.codes:
+                    for change in self._rules.rows(stream, batch):
+                        self._tell(change, stream.hook_point)
         return True
+
+    def _tell(self, change: Transition, hook_point: str) -> None:
+        self._log.warning(
+            "alert", rule=change.rule.name, run=change.run, hook_point=hook_point,
+            state="resolved" if change.resolved else "firing",
+        )  # fmt: skip
+        for one in self._deliveries:
+            one.tell(change)
 
     def goodbye(self, boot_id: str) -> None:
         """A run ended: publish at once."""
@@ -206,6 +233,9 @@ class CorrelatorShell:
         document = next(self._publishing, None)
         if document is None:
             self._publishing = None
+            self._rules.forget(
+                {(one.run.manifest.run_id, one.hook_point) for one in self._core.streams()}
+            )
             for run_id in {stream.run.manifest.run_id for stream in self._core.streams()}:
                 feed.documents(Topic.ALERTS, self._board.document(run_id), key=run_id)
             # Never more than a fifth of the time, however many features there are.

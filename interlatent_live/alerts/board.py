@@ -1,4 +1,4 @@
-"""The alerts of a run as viewers see them: drift and conformal alarms of its hook points."""
+"""The alerts of a run as viewers see them: rules, drift and conformal alarms of its hook points."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from interlatent_live.queries.answering import drift_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from interlatent_live.alerts.delivery import Delivery
+    from interlatent_live.alerts.rules_engine import RulesEngine
     from interlatent_live.pipeline.correlator import CorrelatorCore, Stream
 
 
@@ -20,6 +22,8 @@ class AlertBoard:
 
     core: CorrelatorCore
     clock: Callable[[], int]
+    rules: RulesEngine
+    deliveries: tuple[Delivery, ...] = ()
 
     def document(self, run_id: str) -> AlertsDocument:
         """The document of a run.
@@ -28,15 +32,16 @@ class AlertBoard:
             UserError: when there is no such run.
         """
         run = self.core.find_run(run_id)
+        statuses = self.rules.statuses(run.manifest.run_id)
         streams = self.core.streams(run.manifest.run_id)
         return AlertsDocument(
             run_id=run.manifest.run_id,
             agent=run.manifest.agent,
-            rules=0,
-            alerts=[],
+            rules=len(statuses),
+            alerts=statuses,
             drift=[one for stream in streams for one in drift_of(stream)],
             conformal=[one for stream in streams for one in conformal_of(stream)],
-            deliveries={},
+            deliveries={one.receiver.name: one.counts() for one in self.deliveries},
             published_ns=self.clock(),
         )
 

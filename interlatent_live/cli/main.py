@@ -11,6 +11,7 @@ import sys
 import typer
 
 from interlatent_live.cli import (
+    alerts,
     bench,
     config,
     demo,
@@ -58,6 +59,7 @@ app.add_typer(reproduce.app)
 app.add_typer(config.app)
 app.add_typer(keys.app)
 app.add_typer(query.app)
+app.add_typer(alerts.app)
 app.command()(recordings.inspect)
 app.command()(doctor.doctor)
 app.command()(bench.bench)
