@@ -69,12 +69,16 @@ def features(
     window: WindowOption = "all",
     metric: MetricOption = None,
     live: Annotated[bool, typer.Option("--live", help="Only live features.")] = False,
-    min_density: Annotated[float, typer.Option(min=0, max=1)] = 0.0,
-    max_density: Annotated[float, typer.Option(min=0, max=1)] = 1.0,
+    min_density: Annotated[
+        float, typer.Option(help="Least share of steps it is on in.", min=0, max=1)
+    ] = 0.0,
+    max_density: Annotated[
+        float, typer.Option(help="Largest share of steps it is on in.", min=0, max=1)
+    ] = 1.0,
     sort: Annotated[
         str, typer.Option(help="feature, density, mean_activation, episodes, abs_r or auroc.")
     ] = "density",
-    ascending: Annotated[bool, typer.Option("--ascending")] = False,
+    ascending: Annotated[bool, typer.Option("--ascending", help="Smallest first.")] = False,
     limit: LimitOption = 50,
     cursor: CursorOption = None,
     as_json: JsonOption = False,
@@ -108,7 +112,7 @@ def pairs(
     sort: Annotated[
         str, typer.Option(help="feature, density, r, abs_r, effect_size, auroc or n_eff.")
     ] = "abs_r",
-    ascending: Annotated[bool, typer.Option("--ascending")] = False,
+    ascending: Annotated[bool, typer.Option("--ascending", help="Smallest first.")] = False,
     limit: LimitOption = 50,
     cursor: CursorOption = None,
     as_json: JsonOption = False,
@@ -234,7 +238,7 @@ def alerts(
     config: ConfigOption = None,
     assign: SetOption = None,
 ) -> None:
-    """Show drift and conformal alarms of a run."""
+    """Show alert rules, drift and conformal alarms of a run."""
     from interlatent_live.queries.messages import Alerts
 
     with _client(config, assign) as client:
@@ -243,6 +247,8 @@ def alerts(
         _json(answer)
         return
     console = _console()
+    rules = ("rule", "hook_point", "phase", "severity", "summary")
+    _table(console, answer.alerts.alerts, rules)
     drift = ("hook_point", "name", "since_pane", "reference_mean", "recent_mean", "false_alarm")
     _table(console, answer.alerts.drift, drift)
     conformal = ("hook_point", "score", "phase", "blocks", "alarms", "rate", "threshold", "reason")

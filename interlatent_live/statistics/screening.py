@@ -228,8 +228,7 @@ class DiscoveryLog:
         slots = np.arange(len(deep.members))
         p = sign_symmetric_p(deep.units, slots)
         kept = benjamini_yekutieli(p, level)
-        table = correlator.table(deep.members)
-        found = _findings(deep.members, table, kept, p, None)
+        found = _found(correlator, deep.members, kept, p, None)
         look = Look(number, self.next_due, count, level, found)
         self.looks.append(look)
         return look
@@ -253,13 +252,12 @@ def discoveries_e(correlator: Correlator, *, level: float = 0.05) -> FindingList
     log_e = deep.betting.log_e()
     tested = deep.betting.played > 0
     kept = e_bh(log_e, level, tested)
-    table = correlator.table(deep.members)
     return FindingList(
         title="discoveries",
         procedure="e-BH on sign-flip betting, one bet per episode",
         level=level,
         pairs=int(tested.sum()),
-        findings=_findings(deep.members, table, kept, None, log_e),
+        findings=_found(correlator, deep.members, kept, None, log_e),
     )
 
 
@@ -334,6 +332,27 @@ def _deep(correlator: Correlator) -> Any:
     if correlator.deep is None:
         raise UserError("this correlator keeps no episodes (episodic=False), so it cannot test")
     return correlator.deep
+
+
+def _found(
+    correlator: Correlator,
+    members: Ints,
+    kept: NDArray[np.bool_],
+    p: Floats | None,
+    log_e: Floats | None,
+) -> tuple[Finding, ...]:
+    """The kept pairs of the deep set; the table is made only of features that have one."""
+    rows = np.flatnonzero(kept.any(axis=1))
+    if not len(rows):
+        return ()
+    table = correlator.table(members[rows])
+    return _findings(
+        members[rows],
+        table,
+        kept[rows],
+        None if p is None else p[rows],
+        None if log_e is None else log_e[rows],
+    )
 
 
 def _findings(
