@@ -59,7 +59,7 @@ WALKER: Final = replace(WALKER2D, max_steps=500)
 
 @dataclass(frozen=True, slots=True)
 class _Sizes:
-    proposal: int = 96
+    proposal: int = 64
     verification: int = 32
     narration: int = 16
     after: int = 208
