@@ -150,6 +150,7 @@ class CorrelatorCore:
         stream.watch.rows(steps, codes, base)
         if correlator.panes_waiting:
             stream.watch.panes(correlator.drain_panes())
+            correlator.monitored = stream.watch.monitored
         if stream.watch.look(correlator) is not None:
             stream.save_now = True
         if stream.first_ns is None:
@@ -296,6 +297,7 @@ class CorrelatorCore:
             if name.startswith(_WATCH)
         }
         watch.load(state.meta["watch"], arrays)
+        correlator.monitored = watch.monitored
         size = memory_bytes(
             config, correlator.n_features, len(manifest.metrics), envs=manifest.env_count
         )

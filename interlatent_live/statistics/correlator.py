@@ -200,6 +200,8 @@ class Correlator:
         self._open = PaneSums(self.n_features, self.layout, np.full(m, np.nan))
         self._open_key: int | None = None
         self._closed: deque[PaneSummary] = deque(maxlen=256)
+        self.monitored: Ints | None = None
+        """Features whose correlations a pane's summary holds, ascending; ``None``: all."""
         self._error: dict[int, tuple[float, float]] = {}
         self._accumulators: dict[str, Accumulator] = {
             ALL: Accumulator(self.n_features, self.layout, cfg.pane_steps)
@@ -472,8 +474,9 @@ class Correlator:
 
     def _summary(self, pane: Moments, key: int) -> PaneSummary:
         """What a closed pane says of every feature, for the drift monitors."""
+        kept = slice(None) if self.monitored is None else np.isin(pane.features, self.monitored)
         columns = associations(
-            pane.table,
+            pane.table[kept],
             pane.layout.group_of(),
             pane.metrics.rows,
             pane.metrics.mean,
@@ -486,7 +489,7 @@ class Correlator:
         activation = np.full(self.n_features, np.nan)
         activation[pane.features] = pane.table[:, pane.layout.groups]
         r = np.full((self.n_features, len(self.specs)), np.nan)
-        r[pane.features] = columns["r"]
+        r[pane.features[kept]] = columns["r"]
         total, count = self._error.pop(key, (0.0, 0.0))
         names = tuple(spec.name for spec in self.specs)
         fvu = total / count if count else float("nan")

@@ -305,6 +305,11 @@ class StreamWatch:
             seed=self.config.seed,
         )
 
+    @property
+    def monitored(self) -> NDArray[np.intp] | None:
+        """Features whose correlations are watched; ``None`` until they are chosen: all."""
+        return None if self.drift is None else np.asarray(self.drift.features, np.intp)
+
     def look(self, correlator: Correlator) -> Look | None:
         """Make the declared look that is due, if one is."""
         deep = correlator.deep

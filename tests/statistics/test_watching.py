@@ -25,7 +25,7 @@ def core(clock=lambda: 7):
 
 
 def changed(count, start):
-    """Episodes of 120 steps; from ``start`` on the two features change places and a metric moves."""
+    """Episodes of 120 steps; from ``start`` on the features change places and a metric moves."""
     for batch in episodes(count):
         if batch.steps.episode[0] >= start:
             batch.steps.metrics[:, 1] += 30.0
