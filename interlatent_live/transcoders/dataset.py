@@ -430,6 +430,18 @@ def split_by_episode(episode: NDArray[np.uint32]) -> Split:
     return Split(train=place >= 2, validation=place == 0, test=place == 1)
 
 
+def some_rows(n: int, most: int) -> NDArray[np.intp]:
+    """Up to ``most`` of n rows, in order: all of them, or a random sample that is always the same.
+
+    Every other row would not do: episodes are collected side by side, so that a stride picks the
+    same few of them.
+    """
+    if n <= most:
+        return np.arange(n)
+    chosen = np.random.default_rng(n).choice(n, most, replace=False, shuffle=False)
+    return np.sort(chosen)
+
+
 def read_manifest(path: Path) -> Manifest:
     """Read a dataset's manifest.
 

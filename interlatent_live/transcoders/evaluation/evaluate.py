@@ -15,7 +15,7 @@ import torch
 
 from interlatent_live.errors import MismatchError, UserError
 from interlatent_live.transcoders.config import Target
-from interlatent_live.transcoders.dataset import split_by_episode
+from interlatent_live.transcoders.dataset import some_rows, split_by_episode
 from interlatent_live.transcoders.evaluation.behaviour import (
     BehaviourResult,
     SpliceResult,
@@ -294,7 +294,7 @@ def _seed_report(
 ) -> dict[str, Any]:
     x, y = rows
     transcoder = one.transcoder
-    twice = redundancy(transcoder, x[:: max(1, len(x) // MAX_ROWS)], stats.live)
+    twice = redundancy(transcoder, x[some_rows(len(x), MAX_ROWS)], stats.live)
     trained_on = stats.train_density >= 0.001
     counts = np.histogram(stats.density, _DENSITY_EDGES)[0]
     report: dict[str, Any] = {
@@ -380,15 +380,15 @@ def _feature_table(
     """One row per live feature of the best seed, most frequent first."""
     live = np.flatnonzero(stats.live)
     live = live[np.argsort(-stats.density[live], kind="stable")]
-    step = max(1, len(test) // MAX_ROWS)
+    chosen = some_rows(len(test), MAX_ROWS)
     effects = None
     if not sae:
         effects = feature_effects(
             one.transcoder,
             policy,
             one.provenance.hook_point,
-            test.x[::step],
-            test.y[::step],
+            test.x[chosen],
+            test.y[chosen],
             features=live,
         )
     by_feature = {effect.feature: effect for effect in effects or ()}

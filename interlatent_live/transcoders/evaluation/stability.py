@@ -16,6 +16,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from interlatent_live.transcoders.config import Architecture, TranscoderConfig
+from interlatent_live.transcoders.dataset import some_rows
 from interlatent_live.transcoders.evaluation.features import activations_csc, feature_correlation
 from interlatent_live.transcoders.training.finish import calibrated_threshold
 from interlatent_live.transcoders.transcoder import Transcoder
@@ -95,7 +96,7 @@ def seed_stability(
         x: held-out rows.
         l0: features on per row, which the random dictionaries are calibrated to.
     """
-    x = x[:: max(1, len(x) // MAX_ROWS)]
+    x = x[some_rows(len(x), MAX_ROWS)]
     chosen = [np.flatnonzero(mask) for mask in live]
     if len(transcoders) < 2 or min(len(c) for c in chosen) < 2:
         return None

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from interlatent_live.errors import UserError
 from interlatent_live.transcoders.config import Target
+from interlatent_live.transcoders.dataset import some_rows
 from interlatent_live.transcoders.training.head import CurvedTail, LinearHead
 from interlatent_live.transcoders.training.recipe import Normalise
 from interlatent_live.transcoders.transcoder import Baselines
@@ -127,7 +128,7 @@ def hook_data(
         y_mix, head = head.mix(head_weight, y_scale).cpu(), None
     elif head_weight > 0 and isinstance(head, CurvedTail):
         # As coordinates only: the loss itself takes each row's own Jacobian.
-        sample = y[:: max(1, len(y) // _MIX_ROWS)].to(device)
+        sample = y[torch.from_numpy(some_rows(len(y), _MIX_ROWS))].to(device)
         y_mix = head.averaged(sample).mix(head_weight, y_scale).cpu()
     scales = Scales(x_mean, x_scale, baselines.y_mean, y_scale, y_mix)
     held = {
