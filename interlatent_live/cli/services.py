@@ -46,6 +46,20 @@ def explainer(config: ConfigOption = None, assign: SetOption = None) -> None:
     _serve("explainer", resolve_options(config, assign).settings, serve)
 
 
+def console(config: ConfigOption = None, assign: SetOption = None) -> None:
+    """Keep a running system's claims, verdicts, costs and narration in a database.
+
+    Follows the feeds and slows nobody. SQLite in the state folder, or the database that
+    console.store names. Restarted, it goes on where it was. Runs until SIGINT or SIGTERM.
+    """
+    from interlatent_live.logs import configure_logging
+    from interlatent_live.services.console import serve
+
+    settings = resolve_options(config, assign).settings
+    configure_logging("console", level=settings.logging.level, log_format=settings.logging.format)
+    serve(settings)
+
+
 def up(config: ConfigOption = None, assign: SetOption = None) -> None:
     """Start encoder, correlator and explainer on this machine and keep them up.
 
