@@ -164,8 +164,6 @@ class EndpointSettings(_Section):
     explainer_health: Address = "127.0.0.1:28422"
     explainer_requests: Endpoint = "tcp://127.0.0.1:28416"
     """The console hands claims by people to the explainer here."""
-    console: Address = "127.0.0.1:28430"
-    """REST, server-sent events and WebSocket of the console, over HTTP."""
     console_health: Address = "127.0.0.1:28423"
 
     def feeds(self) -> tuple[str, str, str]:
@@ -179,7 +177,7 @@ class EndpointSettings(_Section):
 
 ADDRESSES: Final = frozenset(
     name for name in EndpointSettings.model_fields if name.endswith("_health")
-) | {"console"}
+)
 """Endpoints that are HOST:PORT of an HTTP server; the others are ZeroMQ's."""
 
 
@@ -267,7 +265,7 @@ class ExplainerSettings(_Section):
 
 
 class ConsoleSettings(_Section):
-    """What people and programs look at, and what is kept of it."""
+    """What is kept of what the services say, and where."""
 
     state: Path | None = None
     """Folder of the store and of the token for writing; none: $STATE_DIRECTORY, or else
@@ -279,14 +277,6 @@ class ConsoleSettings(_Section):
     """Newest runs in the store; older ones go, unless people corrected their claims."""
     narrations_kept: Count = 10_000
     """Newest narrated intervals in the store, over all runs."""
-    replay_events: Count = 2000
-    """Events that a client which reconnects can be sent again."""
-    replay_bytes: Bytes = 16 * MEBI
-    """Most bytes of those events."""
-    clients: Count = 64
-    """Open feeds (server-sent events, WebSocket, JSON lines) at once."""
-    client_bytes: Bytes = 2 * MEBI
-    """Waiting for one slow client; then it misses the oldest, and is told how many."""
 
 
 class LimitSettings(_Section):
@@ -360,11 +350,6 @@ class Settings(BaseSettings):
             host = split_address(value if name in ADDRESSES else parts.netloc)[0]
             if parts.scheme == "ipc" or is_loopback(host):
                 continue
-            if name == "console":
-                raise ValueError(
-                    f"endpoints.console ({value}) is open to other machines: the console has no "
-                    "logins yet, so use 127.0.0.1 and reach it through an SSH tunnel"
-                )
             if name.endswith("_health") and not self.security.remote_health:
                 raise ValueError(
                     f"endpoints.{name} ({value}) is open to other machines and has no login: "
