@@ -73,11 +73,11 @@ def run(*, quick: bool = False, seed: int = SEED) -> BenchReport:
     with progress_bar(_PARTS * len(scenes)) as begin:
         for scene in scenes:
             endless = scene.block_steps is not None
-            sizes = _Sizes(24 if endless else 96, 999, 99)
+            sizes = _Sizes(24 if endless else 64, 499, 99)
             if quick:
                 sizes = _Sizes(24, 39, 39)
             rows += _scene_rows(scene, sizes, seed, begin)
-    draws = (39, 39) if quick else (999, 99)
+    draws = (39, 39) if quick else (499, 99)
     notes = [
         "adjusted p of the dictionaries from {} draws, of controls and unrelated streams from "
         "{}".format(*draws)
