@@ -28,20 +28,19 @@ def main() -> None:
     torch.set_num_threads(int(request["threads"]))
     device = request["device"]
     tensors = load_file(request["activations"])
-    hooks = sorted({name.partition("/")[0] for name in tensors})
+    hooks = sorted(request["hooks"])
     train = {hook: tensors[f"{hook}/train"].to(device) for hook in hooks}
     test = {hook: tensors[f"{hook}/test"].to(device) for hook in hooks}
     run = {"saelens": saelens, "sparsify": sparsify}[request["peer"]]
     results = []
-    for mode in request["modes"]:
-        for rate in request["rates"]:
-            with contextlib.redirect_stdout(sys.stderr):
-                seconds, coders = run(request, train, mode=mode, rate=rate)
-                scores = {
-                    f"{hook}/{seed}": score(coder, test[hook], request["k"])
-                    for (hook, seed), coder in coders.items()
-                }
-            results.append({"mode": mode, "rate": rate, "seconds": seconds, "scores": scores})
+    for mode, rate in request["choices"]:
+        with contextlib.redirect_stdout(sys.stderr):
+            seconds, coders = run(request, train, mode=mode, rate=rate)
+            scores = {
+                f"{hook}/{seed}": score(coder, test[hook], request["k"])
+                for (hook, seed), coder in coders.items()
+            }
+        results.append({"mode": mode, "rate": rate, "seconds": seconds, "scores": scores})
     print(json.dumps(results))
 
 
