@@ -12,16 +12,20 @@ from typing import TYPE_CHECKING
 
 import zmq
 
+from interlatent_live.config import Buffer, BufferBudget
+from interlatent_live.encoding.devices import open_device
 from interlatent_live.encoding.micro_batching import BatchLimits
+from interlatent_live.encoding.prepared import PreparedEncoders
 from interlatent_live.errors import UserError
 from interlatent_live.feed.documents import AgentsDocument, Topic
 from interlatent_live.logs import get_logger
 from interlatent_live.pipeline.encoder import EncoderCore
 from interlatent_live.pipeline.library import BUILT_IN, FolderLibrary, LibraryEncode
-from interlatent_live.services.encoder_metrics import EncoderMetrics
+from interlatent_live.services.encoder_metrics import EncoderMetrics, VersionCounts
 from interlatent_live.services.network import Network
 from interlatent_live.services.publishing import FeedPublisher
 from interlatent_live.services.receiving import RowReceiver
+from interlatent_live.services.reloading import Reloader
 from interlatent_live.services.runtime import ServiceRuntime
 from interlatent_live.services.sending import FeatureSender
 from interlatent_live.wire.codec import encode_features
@@ -32,6 +36,8 @@ from interlatent_live.wire.security import Domain
 
 if TYPE_CHECKING:
     from interlatent_live.config import Settings
+    from interlatent_live.encoding.backend import EncodeBackend
+    from interlatent_live.pipeline.library import Scan
     from interlatent_live.services.receiving import Received
     from interlatent_live.stream import FeatureBatch
 
@@ -45,18 +51,21 @@ def serve(settings: Settings) -> None:
     """Run the encoder until it is told to stop.
 
     Raises:
-        UserError: when an endpoint is taken or a transcoder folder cannot be read.
+        UserError: when an endpoint is taken, a transcoder folder cannot be read, or the device is
+            not there.
     """
+    weights = Buffer("weights on the device", settings.encoder.weight_bytes)
     with ServiceRuntime(
         "encoder",
         health=settings.endpoints.encoder_health,
-        budget=settings.buffers("encoder"),
+        budget=BufferBudget((*settings.buffers("encoder").buffers, weights)),
     ) as runtime:
         import torch  # noqa: PLC0415 - health answers while torch loads
 
         torch.set_num_threads(settings.encoder.threads)
+        device = open_device(settings.encoder.device)
         with Network(settings.security.keys) as network:
-            shell = EncoderShell(settings, network, runtime)
+            shell = EncoderShell(settings, network, runtime, device)
             try:
                 shell.run()
             finally:
@@ -66,14 +75,25 @@ def serve(settings: Settings) -> None:
 class EncoderShell:
     """The encoder's sockets and loop."""
 
-    def __init__(self, settings: Settings, network: Network, runtime: ServiceRuntime) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        network: Network,
+        runtime: ServiceRuntime,
+        device: EncodeBackend,
+    ) -> None:
         encoder, limits = settings.encoder, settings.limits
         self._runtime = runtime
         self._log = get_logger("services.encoder")
-        self._library = FolderLibrary((*encoder.transcoders, BUILT_IN))
+        folders = (*encoder.transcoders, BUILT_IN)
+        # Before the library reads: what comes between the two is then noticed.
+        self._reloader = Reloader(folders, encoder.rescan_s)
+        self._library = FolderLibrary(folders)
+        self._prepared = PreparedEncoders(device, limit_bytes=encoder.weight_bytes)
+        self._versions = VersionCounts()
         self._core = EncoderCore(
             self._library,
-            LibraryEncode(),
+            LibraryEncode(self._prepared),
             limits=BatchLimits(
                 max_rows=encoder.batch_rows,
                 max_delay_ns=int(encoder.batch_delay_ms * 1e6),
@@ -102,7 +122,9 @@ class EncoderShell:
             FeatureSender(network, one, limits.consumer_bytes)
             for one in (endpoints.correlator, endpoints.explainer, *encoder.consumers)
         ]
-        self._metrics = EncoderMetrics(runtime.registry, self._core, self._consumers)
+        self._metrics = EncoderMetrics(
+            runtime.registry, self._core, self._consumers, self._versions
+        )
         self._waiting: dict[str, int] = {}
         self._ending: dict[str, int] = {}
         self._status_at = 0.0
@@ -110,7 +132,14 @@ class EncoderShell:
     def run(self) -> None:
         """Turn until stopped."""
         policies = self._library.policies()
-        self._runtime.ready(transcoders=sum(len(hooks) for hooks in policies.values()))
+        with self._reloader:
+            self._runtime.ready(
+                transcoders=sum(len(hooks) for hooks in policies.values()),
+                device=self._prepared.device,
+            )
+            self._turn_until_stopped()
+
+    def _turn_until_stopped(self) -> None:
         while not self._runtime.stopping:
             self._runtime.beat()
             self._poll()
@@ -118,6 +147,8 @@ class EncoderShell:
                 self._on_received(received)
             for received in self._agents.tick():
                 self._on_received(received)
+            for scan in self._reloader.scans():
+                self._adopt(scan)
             for batch in self._core.encode_ready(time.monotonic_ns()):
                 self._publish(batch)
             self._end_runs()
@@ -136,6 +167,7 @@ class EncoderShell:
             consumer.close()
         self._feed.close()
         self._agents.close()
+        self._prepared.close()
 
     # -- the loop's parts --------------------------------------------------------------------------
 
@@ -223,6 +255,27 @@ class EncoderShell:
         self._waiting[boot_id] -= 1
         self._agents.processed(boot_id)
 
+    def _adopt(self, scan: Scan) -> None:
+        """Serve new versions from the next message on; go on with the old where one is no good."""
+        self._library.adopt(scan)
+        for sentence in scan.refused:
+            self._refuse_version(sentence)
+        for (policy_hash, hook_point), held in scan.loaded.items():
+            try:
+                runs = self._core.replace(policy_hash, hook_point, held)
+            except UserError as error:
+                self._library.reject(held.identity)
+                self._refuse_version(str(error))
+                continue
+            self._versions.adopted += 1
+            self._log.info(
+                "transcoder replaced", hook_point=hook_point, by=held.identity, runs=runs
+            )
+
+    def _refuse_version(self, sentence: str) -> None:
+        self._versions.refused += 1
+        self._log.warning("transcoder refused, the old one goes on", why=sentence)
+
     def _end_runs(self) -> None:
         """Runs that said goodbye end once the last of their rows is encoded."""
         for boot_id, sent in list(self._ending.items()):
@@ -247,6 +300,10 @@ class EncoderShell:
 
     def _publish_status(self) -> None:
         self._status_at = time.monotonic() + STATUS_EVERY_S
+        for identity in self._core.retired():
+            self._prepared.release(identity)
+            self._library.forget(identity)
+        self._reloader.serving(self._core.serving())
         for boot_id in self._agents.hub.streams():
             if self._core.manifest(boot_id) is not None:
                 self._keep_counts(boot_id)
@@ -255,6 +312,15 @@ class EncoderShell:
             agents=self._core.agents(),
             service={
                 "refusals": dict(self._agents.hub.counters.refusals),
+                "transcoders": {
+                    "device": self._prepared.device,
+                    "ready": len(self._prepared),
+                    "ready_bytes": self._prepared.n_bytes,
+                    "limit_bytes": self._prepared.limit_bytes,
+                    "evicted": self._prepared.evicted,
+                    "adopted": self._versions.adopted,
+                    "refused": self._versions.refused,
+                },
                 "consumers": [
                     {
                         "endpoint": one.endpoint,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -20,6 +21,14 @@ if TYPE_CHECKING:
 BOUNDS_MS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 5000.0)
 
 
+@dataclass(slots=True)
+class VersionCounts:
+    """Versions of transcoders that came while the service ran, counted by its loop."""
+
+    adopted: int = 0
+    refused: int = 0
+
+
 class EncoderMetrics(Collector):
     """Counts and latencies by agent name; scraped from the last snapshot, so from any thread."""
 
@@ -28,8 +37,10 @@ class EncoderMetrics(Collector):
         registry: CollectorRegistry,
         core: EncoderCore,
         consumers: Sequence[FeatureSender],
+        versions: VersionCounts,
     ) -> None:
         self._core = core
+        self._versions = versions
         self._consumers = consumers
         self._snapshot: tuple[Metric, ...] = ()
         registry.register(self)
@@ -74,7 +85,14 @@ class EncoderMetrics(Collector):
             for hook in runs[-1].hook_points:
                 if hook.fvu is not None:
                     fvu.add_metric([agent, hook.name], hook.fvu)
-        yield from (received, encoded, lost, fvu, self._latencies(), *self._links())
+        versions = CounterMetricFamily(
+            "interlatent_transcoder_versions",
+            "Versions of transcoders that came while the encoder ran, by what became of them.",
+            labels=["result"],
+        )
+        versions.add_metric(["adopted"], self._versions.adopted)
+        versions.add_metric(["refused"], self._versions.refused)
+        yield from (received, encoded, lost, fvu, versions, self._latencies(), *self._links())
 
     def _latencies(self) -> Metric:
         family = HistogramMetricFamily(

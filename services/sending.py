@@ -39,6 +39,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(slots=True)
+class _Announced:
+    manifest: Manifest
+    transcoders: dict[str, str]
+
+
+@dataclass(slots=True)
 class _Waiting:
     batch: FeatureBatch
     frames: Sequence[bytes]
@@ -63,6 +69,7 @@ class FeatureSender:
         self._queue: deque[_Waiting] = deque()
         self._queued = 0
         self._ending: dict[str, float] = {}
+        self._announced: dict[str, _Announced] = {}
         self._log = get_logger("services.sending", consumer=endpoint)
         self._carry_out(self.link.start(read_clock()))
 
@@ -73,6 +80,7 @@ class FeatureSender:
 
     def open_stream(self, manifest: Manifest, transcoders: Mapping[str, str], seq: int) -> None:
         """Announce a run; its rows begin at ``seq``."""
+        self._announced[manifest.boot_id] = _Announced(manifest, dict(transcoders))
         instructions = self.link.open_stream(
             read_clock(), manifest, first_seq=seq, transcoders=transcoders
         )
@@ -104,6 +112,8 @@ class FeatureSender:
                 continue
             rows = len(steps)
             if self.socket is None or self.link.blocked(boot_id, rows, waiting.size) is not None:
+                return
+            if self._announce(boot_id, waiting.batch.transcoders):
                 return
             if steps.first_seq < self.link.next_seq(boot_id):
                 self._skip_delivered(waiting, self.link.next_seq(boot_id))
@@ -148,6 +158,7 @@ class FeatureSender:
             settled = not waiting and self.link.counts(boot_id).in_flight == 0
             if settled or now.mono >= until:
                 del self._ending[boot_id]
+                self._announced.pop(boot_id, None)
                 self._carry_out(self.link.close_stream(now, boot_id))
 
     def lost(self) -> dict[str, int]:
@@ -163,6 +174,20 @@ class FeatureSender:
         if self.socket is not None:
             self.socket.setsockopt(zmq.LINGER, LAST_WORDS_MS)
         self._carry_out(self.link.close(read_clock()))
+
+    def _announce(self, boot_id: str, transcoders: Mapping[str, str]) -> bool:
+        """Say hello again before the first rows of another transcoder, so that nobody mixes them.
+
+        Returns whether hello was said: rows wait for the welcome, which comes in a round trip.
+        """
+        known = self._announced[boot_id]
+        if all(known.transcoders.get(name) == one for name, one in transcoders.items()):
+            return False
+        known.transcoders.update(transcoders)
+        self._carry_out(
+            self.link.open_stream(read_clock(), known.manifest, transcoders=dict(known.transcoders))
+        )
+        return True
 
     def _skip_delivered(self, waiting: _Waiting, next_seq: int) -> None:
         """Leave out rows that an encoder before this one delivered already."""

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from interlatent_live.encoding.cpu import CpuBackend
 from interlatent_live.errors import MismatchError
 from interlatent_live.stream import FeatureBatch, SparseCodes, StepFlag
-from interlatent_live.transcoders.encoding import encode_activations
+from interlatent_live.transcoders.encoding import encode_activations, weights_of
 from interlatent_live.transcoders.native import check_binding, load_transcoder
 
 if TYPE_CHECKING:
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from interlatent_live.encoding.backend import Encoder
     from interlatent_live.stream import Manifest, StepBatch
     from interlatent_live.transcoders.native import LoadedTranscoder
+    from interlatent_live.transcoders.transcoder import Transcoder
 
 
 class AgentEncoder:
@@ -43,7 +46,8 @@ class AgentEncoder:
         self, transcoders: Mapping[str, LoadedTranscoder | Path | str], manifest: Manifest
     ) -> None:
         widths = {hook.name: (hook.d_in, hook.d_out) for hook in manifest.hook_points}
-        self._transcoders = {}
+        self._transcoders: dict[str, tuple[Transcoder, Encoder]] = {}
+        device = CpuBackend()
         for name, given in transcoders.items():
             loaded = load_transcoder(Path(given)) if isinstance(given, (str, Path)) else given
             identity = loaded.transcoder.identity
@@ -65,9 +69,10 @@ class AgentEncoder:
                     f"point {name!r} has the widths {widths[name]}; use the transcoder of this "
                     "hook point"
                 )
-            self._transcoders[name] = loaded.transcoder
+            encoder = device.prepare(weights_of(loaded.transcoder))
+            self._transcoders[name] = loaded.transcoder, encoder
         self._run_id, self._boot_id = manifest.run_id, manifest.boot_id
-        self.identities = {name: one.identity for name, one in self._transcoders.items()}
+        self.identities = {name: one.identity for name, (one, _) in self._transcoders.items()}
         """Transcoder hash by hook point."""
 
     def encode(self, batch: StepBatch) -> FeatureBatch:
@@ -75,9 +80,10 @@ class AgentEncoder:
         silent = (batch.steps.flags & np.uint8(StepFlag.NO_ACTIVATION)) != 0
         codes = {}
         for name, seen in batch.activations.items():
-            transcoder = self._transcoders.get(name)
-            if transcoder is not None:
-                code = encode_activations(transcoder, seen)
+            known = self._transcoders.get(name)
+            if known is not None:
+                transcoder, encoder = known
+                code = encode_activations(transcoder, seen, encoder)
                 codes[name] = _without(code, silent) if silent.any() else code
         return FeatureBatch(
             run_id=self._run_id,

@@ -74,6 +74,12 @@ class EncoderWeights:
         """Number of features F."""
         return int(self.W_enc.shape[1])
 
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the arrays as float32."""
+        thresholds = 0 if self.threshold is None else self.threshold.size
+        return 4 * (self.W_enc.size + self.b_enc.size + thresholds)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EncodedRows:
@@ -167,6 +173,10 @@ class EncodeBackend(Protocol):
     @property
     def name(self) -> str:
         """Short name for logs and metrics, such as ``"cpu"``."""
+        ...
+
+    def bytes_of(self, weights: EncoderWeights) -> int:
+        """Bytes that the prepared weights take on the device until they are closed."""
         ...
 
     def prepare(self, weights: EncoderWeights) -> Encoder:

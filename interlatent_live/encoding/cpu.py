@@ -40,6 +40,10 @@ class CpuBackend:
         """``"cpu"``."""
         return "cpu"
 
+    def bytes_of(self, weights: EncoderWeights) -> int:
+        """Bytes of the weights, whether or not they are shared with whoever gave them."""
+        return weights.n_bytes
+
     def prepare(self, weights: EncoderWeights) -> CpuEncoder:
         """Lay the weights out for row-major products."""
         return CpuEncoder(weights)

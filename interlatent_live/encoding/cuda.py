@@ -111,6 +111,11 @@ class CudaBackend:
         """Device memory taken: arenas and weights."""
         return len(self.slots) * self._workspace_bytes + self._weight_bytes
 
+    def bytes_of(self, weights: EncoderWeights) -> int:
+        """Device memory of the weights: padded, in the precision's type, and two float32 rows."""
+        shape = Shape(weights.d_in, weights.n_features, self.precision)
+        return shape.padded * (shape.d_in * self.precision.itemsize + 8)
+
     def prepare(self, weights: EncoderWeights) -> CudaEncoder:
         """Upload the weights and capture the launches of ``warm_rows``.
 
@@ -121,7 +126,7 @@ class CudaBackend:
         shape = Shape(weights.d_in, weights.n_features, self.precision)
         selection = choose_selection(shape, weights.k)
         most = self.most_rows(shape, selection)
-        need = shape.padded * (shape.d_in * self.precision.itemsize + 8)
+        need = self.bytes_of(weights)
         if self.limit_bytes is not None and self.device_bytes + need > self.limit_bytes:
             raise UserError(
                 f"a transcoder of {need} bytes does not fit: {self.device_bytes} of "

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from interlatent_live.encoding.micro_batching import Batch
+    from interlatent_live.stream import HookPointSpec
 
 RATE_HALF_LIFE_S = 2.0
 RUNS_SHOWN = 256
@@ -91,6 +92,11 @@ class _Elsewhere:
     d_in: int = 0
     d_out: int = 0
 
+    @classmethod
+    def like(cls, transcoder: TranscoderLike) -> _Elsewhere:
+        """The name and the widths alone, without the tensors."""
+        return cls(transcoder.identity, transcoder.n_features, transcoder.d_in, transcoder.d_out)
+
 
 @dataclass(slots=True)
 class _HookPoint:
@@ -131,6 +137,8 @@ class _Agent:
     overload: int = 0
     last_step_ns: int = 0
     ended: bool = False
+    elsewhere: bool = False
+    """Encodes beside its policy."""
     sent: int | None = None
     rate: float = 0.0
     rate_at_ns: int = 0
@@ -143,6 +151,8 @@ class _Open:
 
     source: str
     batch: StepBatch
+    hook_points: dict[str, _HookPoint]
+    """Those that encode it, as they were when it arrived: a new version begins after it."""
     codes: dict[str, SparseCodes | list[SparseCodes]]
 
 
@@ -193,12 +203,7 @@ class EncoderCore:
             if transcoder is None:
                 missing.append(spec.name)
                 continue
-            if (transcoder.d_in, transcoder.d_out) != (spec.d_in, spec.d_out):
-                raise MismatchError(
-                    f"transcoder {transcoder.identity} maps {transcoder.d_in} → "
-                    f"{transcoder.d_out}, but hook point {spec.name!r} of agent "
-                    f"{manifest.agent!r} maps {spec.d_in} → {spec.d_out}; train a transcoder for it"
-                )
+            _check_widths(transcoder, manifest, spec)
             hook_points[spec.name] = _HookPoint(transcoder)
         if not hook_points:
             raise MismatchError(self._no_transcoder(manifest))
@@ -219,6 +224,7 @@ class EncoderCore:
             name: _HookPoint(_Elsewhere(identity)) for name, identity in transcoders.items()
         }
         self._enter(source, manifest, hook_points)
+        self._agents[source].elsewhere = True
 
     def _enter(self, source: str, manifest: Manifest, hook_points: dict[str, _HookPoint]) -> None:
         ended = [name for name, agent in self._agents.items() if agent.ended]
@@ -272,6 +278,78 @@ class EncoderCore:
         if agent is not None:
             agent.ended = True
             agent.sent = sent
+            for hook_point in agent.hook_points.values():
+                hook_point.transcoder = _Elsewhere.like(hook_point.transcoder)
+
+    # -- new versions ------------------------------------------------------------------------------
+
+    def serving(self) -> dict[tuple[str, str], str | None]:
+        """What encodes now, by policy hash and hook point, over the runs that go on.
+
+        ``None`` where a run has a hook point without a transcoder. Runs that encode beside their
+        policy are not among them.
+        """
+        found: dict[tuple[str, str], str | None] = {}
+        for agent in self._following():
+            manifest = agent.manifest
+            for spec in manifest.hook_points:
+                hook_point = agent.hook_points.get(spec.name)
+                identity = None if hook_point is None else hook_point.transcoder.identity
+                found[manifest.policy_hash, spec.name] = identity
+        return found
+
+    def replace(self, policy_hash: str, hook_point: str, transcoder: TranscoderLike) -> int:
+        """Encode this hook point of this policy with ``transcoder`` from the next message on.
+
+        What arrived before is encoded by what was there before, so no message and no batch mixes
+        two versions, and a run's rows go from one to the other once. The reconstruction error
+        begins anew.
+
+        Returns:
+            How many runs it was replaced for.
+
+        Raises:
+            MismatchError: when its widths are not the hook point's; nothing is replaced then.
+        """
+        meant = []
+        for agent in self._following():
+            if agent.manifest.policy_hash != policy_hash:
+                continue
+            for spec in agent.manifest.hook_points:
+                if spec.name == hook_point:
+                    _check_widths(transcoder, agent.manifest, spec)
+                    meant.append(agent)
+        for agent in meant:
+            old = agent.hook_points.get(hook_point)
+            if old is not None:
+                if old.transcoder.identity == transcoder.identity:
+                    continue
+                self._batcher.drain(old.transcoder.identity)
+            agent.hook_points[hook_point] = _HookPoint(transcoder)
+            self._transcoders[transcoder.identity] = transcoder
+        return len(meant)
+
+    def retired(self) -> tuple[str, ...]:
+        """Identities that nothing needs any more: each is named once."""
+        needed = {
+            hook_point.transcoder.identity
+            for agent in self._agents.values()
+            if not agent.ended
+            for hook_point in agent.hook_points.values()
+        }
+        needed.update(
+            hook_point.transcoder.identity
+            for waiting in self._open.values()
+            for hook_point in waiting.hook_points.values()
+        )
+        gone = tuple(identity for identity in self._transcoders if identity not in needed)
+        for identity in gone:
+            del self._transcoders[identity]
+        return gone
+
+    def _following(self) -> list[_Agent]:
+        """Runs that go on and are encoded here."""
+        return [one for one in self._agents.values() if not one.ended and not one.elsewhere]
 
     # -- steps -------------------------------------------------------------------------------------
 
@@ -293,7 +371,7 @@ class EncoderCore:
         message = self._next_message
         self._next_message += 1
         accepted: list[Request] = []
-        codes: dict[str, SparseCodes | list[SparseCodes]] = {}
+        encoding: dict[str, _HookPoint] = {}
         for name, hook_point in agent.hook_points.items():
             activations = batch.activations.get(name)
             if activations is None:
@@ -301,12 +379,13 @@ class EncoderCore:
             request = Request(message, name, source, hook_point.transcoder.identity, rows)
             if self._batcher.submit(request, now_ns):
                 accepted.append(request)
+                encoding[name] = hook_point
             else:
                 self.refused_rows += rows
         if not accepted:
             agent.overload += rows
             return False
-        self._open[message] = _Open(source, batch, codes)
+        self._open[message] = _Open(source, batch, encoding, {})
         self._joiner.open(message, source, accepted)
         return True
 
@@ -386,7 +465,7 @@ class EncoderCore:
         for name, held in waiting.codes.items():
             whole = held if isinstance(held, SparseCodes) else _joined(held)
             codes[name] = _without_rows(whole, silent) if silent.any() else whole
-            agent.hook_points[name].observe(codes[name])
+            waiting.hook_points[name].observe(codes[name])
         return self._counted(
             agent,
             FeatureBatch(
@@ -394,7 +473,7 @@ class EncoderCore:
                 boot_id=agent.manifest.boot_id,
                 steps=steps,
                 codes=codes,
-                transcoders={n: agent.hook_points[n].transcoder.identity for n in codes},
+                transcoders={n: waiting.hook_points[n].transcoder.identity for n in codes},
                 encoded_ns=self._clock(),
             ),
         )
@@ -450,6 +529,20 @@ class EncoderCore:
             last_step_ns=agent.last_step_ns,
             ended=agent.ended,
             steps_sent=agent.sent,
+        )
+
+
+def _check_widths(transcoder: TranscoderLike, manifest: Manifest, spec: HookPointSpec) -> None:
+    """Refuse a transcoder of other widths than the hook point's.
+
+    Raises:
+        MismatchError: naming both.
+    """
+    if (transcoder.d_in, transcoder.d_out) != (spec.d_in, spec.d_out):
+        raise MismatchError(
+            f"transcoder {transcoder.identity} maps {transcoder.d_in} → {transcoder.d_out}, but "
+            f"hook point {spec.name!r} of agent {manifest.agent!r} maps {spec.d_in} → "
+            f"{spec.d_out}; train a transcoder for it"
         )
 
 

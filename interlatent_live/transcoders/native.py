@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -226,20 +227,67 @@ def find_transcoders(directory: Path) -> dict[tuple[str, str], tuple[TranscoderE
         UserError: when the directory does not exist.
         CorruptFileError: when one of the JSON files is not ours.
     """
+    found, refused = scan_transcoders(directory)
+    for error in refused.values():
+        raise error
+    return found
+
+
+def scan_transcoders(
+    directory: Path,
+) -> tuple[dict[tuple[str, str], tuple[TranscoderEntry, ...]], dict[Path, CorruptFileError]]:
+    """As :func:`find_transcoders`, for a service that goes on without what cannot be read.
+
+    Returns:
+        What was found, and the error of each folder whose JSON file is not ours.
+
+    Raises:
+        UserError: when the directory does not exist.
+    """
     if not directory.is_dir():
         raise UserError(f"{directory} is no directory; name the folder with the transcoders")
     found: dict[tuple[str, str], list[TranscoderEntry]] = {}
+    refused: dict[Path, CorruptFileError] = {}
     for file in sorted(directory.rglob(JSON_FILE)):
-        document = _read_document(file.parent)
+        try:
+            document = _read_document(file.parent)
+        except CorruptFileError as error:
+            refused[file.parent] = error
+            continue
+        except (UserError, OSError):
+            continue  # gone since the folder was listed
         entry = TranscoderEntry(
             file.parent, document.identity, document.provenance, document.config.n_features
         )
         provenance = document.provenance
         found.setdefault((provenance.policy_hash, provenance.hook_point), []).append(entry)
-    return {key: tuple(sorted(entries, key=_preference)) for key, entries in found.items()}
+    return {key: tuple(sorted(each, key=preference)) for key, each in found.items()}, refused
 
 
-def _preference(entry: TranscoderEntry) -> tuple[int, float, str]:
+def folder_signature(directory: Path) -> frozenset[tuple[str, int, int, int]]:
+    """What changes whenever a transcoder under ``directory`` comes, goes or is written again.
+
+    Names, inodes, times and sizes of folders and of transcoders' files: a few system calls for
+    each folder and no byte of a file is read, so it can be asked every second. Empty when the
+    directory does not exist.
+    """
+    seen: set[tuple[str, int, int, int]] = set()
+    pending = [str(directory)]
+    while pending:
+        folder = pending.pop()
+        with suppress(OSError), os.scandir(folder) as entries:
+            for entry in entries:
+                with suppress(OSError):
+                    if entry.is_dir(follow_symlinks=False):
+                        pending.append(entry.path)
+                    elif entry.name in {JSON_FILE, TENSORS_FILE}:
+                        stat = entry.stat()
+                        seen.add((entry.path, stat.st_ino, stat.st_mtime_ns, stat.st_size))
+    return frozenset(seen)
+
+
+def preference(entry: TranscoderEntry) -> tuple[int, float, str]:
+    """Sorts the transcoders of one hook point best first."""
     fvu: Any = entry.provenance.evaluation.get("fvu")
     known = isinstance(fvu, int | float) and math.isfinite(fvu)
     return -entry.provenance.version, fvu if known else math.inf, entry.identity

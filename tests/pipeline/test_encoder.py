@@ -198,3 +198,88 @@ def test_an_overloaded_encoder_declares_what_it_cannot_keep():
     out = list(encoder.encode_ready(0, flush=True))
     assert sum(len(features.steps) for features in out) == 4
     assert encoder.agents()[0].dropped_declared == {OVERLOAD: 8}
+
+
+def test_a_new_version_begins_with_the_next_message_and_nothing_mixes():
+    encoder = core(hooks=("a", "b"))
+    for source in ("s", "t"):
+        encoder.admit(source, manifest(run_id=source))
+    assert encoder.serving() == {(POLICY, "a"): "sha256:a", (POLICY, "b"): "sha256:b"}
+    encoder.submit("s", batch(3), 0)
+    assert encoder.replace(POLICY, "a", FakeTranscoder("sha256:a2")) == 2
+    encoder.submit("s", batch(4, first_seq=3), 1)
+    assert encoder.retired() == ()  # the first message still needs the old one
+    out = list(encoder.encode_ready(10**12, flush=True))
+    assert [one.steps.first_seq for one in out] == [0, 3]
+    assert [one.transcoders["a"] for one in out] == ["sha256:a", "sha256:a2"]
+    assert {one.transcoders["b"] for one in out} == {"sha256:b"}
+    assert encoder.retired() == ("sha256:a",)
+    assert encoder.retired() == ()
+    assert encoder.agents()[0].hook_points[0].fvu_steps == 4
+    encoder.goodbye("s", 7)
+    encoder.goodbye("t", 0)
+    assert set(encoder.retired()) == {"sha256:a2", "sha256:b"}
+    assert encoder.agents()[0].hook_points[0].transcoder == "sha256:a2"
+
+
+def test_a_version_of_other_widths_is_refused_and_nothing_changes():
+    encoder = core(hooks=("a",))
+    encoder.admit("s", manifest())
+    with pytest.raises(MismatchError, match="maps 5 → 2, but hook point 'a'"):
+        encoder.replace(POLICY, "a", FakeTranscoder("sha256:a2", d_in=5))
+    assert encoder.transcoders("s") == {"a": "sha256:a"}
+
+
+def test_a_hook_point_gets_its_first_transcoder_while_the_agent_runs():
+    encoder = core(hooks=("a",))
+    encoder.admit("s", manifest())
+    assert encoder.serving() == {(POLICY, "a"): "sha256:a", (POLICY, "b"): None}
+    encoder.replace(POLICY, "b", FakeTranscoder("sha256:b"))
+    encoder.submit("s", batch(3), 0)
+    (out,) = encoder.encode_ready(0, flush=True)
+    assert out.transcoders == {"a": "sha256:a", "b": "sha256:b"}
+
+
+def test_what_encodes_beside_its_policy_is_not_replaced_here():
+    encoder = core(hooks=("a",))
+    encoder.admit_encoded("s", manifest(), {"a": "sha256:own"})
+    assert encoder.serving() == {}
+    assert encoder.replace(POLICY, "a", FakeTranscoder("sha256:a2")) == 0
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(
+        st.one_of(
+            st.tuples(st.sampled_from(["s", "t"]), st.integers(1, 9)),
+            st.sampled_from(["a", "b", "take"]),
+        ),
+        max_size=24,
+    ),
+    st.integers(1, 7),
+)
+def test_versions_never_mix_never_go_back_and_lose_no_row(events, max_rows):
+    encoder = core(BatchLimits(max_rows=max_rows, quantum_rows=3, max_pending_rows=500))
+    for source in ("s", "t"):
+        encoder.admit(source, manifest(run_id=source))
+    version = {"a": 0, "b": 0}
+    sent = {"s": [], "t": []}
+    out = {"s": [], "t": []}
+    for now, event in enumerate(events):
+        if event == "take":
+            for features in encoder.encode_ready(now):
+                out[features.run_id].append(features)
+        elif isinstance(event, str):
+            version[event] += 1
+            identity = f"sha256:{event}{version[event]}"
+            encoder.replace(POLICY, event, FakeTranscoder(identity))
+        else:
+            source, rows = event
+            encoder.submit(source, batch(rows, seed=now), now)
+            expected = {h: f"sha256:{h}{v or ''}" for h, v in version.items()}
+            sent[source].append((rows, expected))
+    for features in encoder.encode_ready(10**12, flush=True):
+        out[features.run_id].append(features)
+    for source, messages in sent.items():
+        found = [(len(one.steps), one.transcoders) for one in out[source]]
+        assert found == messages

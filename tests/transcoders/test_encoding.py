@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from interlatent_live.encoding.cpu import CpuBackend
 from interlatent_live.errors import MismatchError
 from interlatent_live.stream import Activations
 from interlatent_live.transcoders.config import Architecture, Target, TranscoderConfig
-from interlatent_live.transcoders.encoding import encode_activations
+from interlatent_live.transcoders.encoding import encode_activations, weights_of
 from interlatent_live.transcoders.transcoder import Transcoder
 
 
@@ -80,16 +81,24 @@ def test_wrong_widths_are_refused(build_transcoder):
         )
 
 
-def test_another_backend_is_used_when_named(build_transcoder):
+def test_prepared_weights_give_the_same_codes(any_transcoder):
+    activations = sample(any_transcoder)
+    prepared = CpuBackend().prepare(weights_of(any_transcoder))
+    alone = encode_activations(any_transcoder, activations)
+    codes = encode_activations(any_transcoder, activations, prepared)
+    for name in ("indptr", "index", "value", "error", "error_affine"):
+        np.testing.assert_array_equal(getattr(codes, name), getattr(alone, name))
+
+
+def test_agrees_with_the_transcoders_own_sparse_encoding(any_transcoder):
+    activations = sample(any_transcoder)
+    own = any_transcoder.encode_sparse(activations.x)
+    codes = encode_activations(any_transcoder, activations)
+    np.testing.assert_array_equal(codes.indptr, own.indptr)
+    np.testing.assert_array_equal(codes.index, own.index)
+    np.testing.assert_allclose(codes.value, own.value, rtol=1e-5)
+
+
+def test_the_weights_on_the_host_are_not_copied(build_transcoder):
     transcoder = build_transcoder()
-    asked = []
-
-    class Spy:
-        name = "spy"
-
-        def encode(self, transcoder, activations):
-            asked.append((transcoder.identity, len(activations.x)))
-            return encode_activations(transcoder, activations)
-
-    encode_activations(transcoder, sample(transcoder), Spy())
-    assert asked == [(transcoder.identity, 40)]
+    assert np.shares_memory(weights_of(transcoder).W_enc, transcoder.W_enc.numpy())
