@@ -11,6 +11,7 @@ from typing import Final
 
 BENCHES: Final[dict[str, str]] = {
     "calibration": "interlatent_live.bench.calibration:run",
+    "chaos": "interlatent_live.bench.chaos.bench:run",
     "claims": "interlatent_live.bench.claims:run",
     "correlator": "interlatent_live.bench.correlator:run",
     "encoder": "interlatent_live.bench.encoder:run",

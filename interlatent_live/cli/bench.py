@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, runtime_checkable
 
 import typer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from interlatent_live.bench.report import BenchReport, BenchRow
+
+
+@runtime_checkable
+class Detailed(Protocol):
+    """A report with a table of its own beside the judged figures, and a verdict that decides."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether the command must fail, whatever the goals say."""
+
+    def details(self) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+        """Header and rows of the table, in words."""
 
 
 def bench(
@@ -41,16 +54,24 @@ def bench(
         options["quick"] = True
     if device is not None:
         options["device"] = device
-    report = run_bench(name, BENCHES, options)
+    with _progress() as say:
+        report = run_bench(name, BENCHES, options, progress=say)
     _show(report)
     if json_file is not None:
         report.write(json_file)
-    if require and not all(row.met for row in report.rows):
+    broken = isinstance(report, Detailed) and report.failed
+    if broken or (require and not all(row.met for row in report.rows)):
         raise typer.Exit(1)
 
 
-def run_bench(name: str, benches: dict[str, str], options: dict[str, Any]) -> BenchReport:
-    """Run a registered benchmark with the options it takes.
+def run_bench(
+    name: str,
+    benches: dict[str, str],
+    options: dict[str, Any],
+    *,
+    progress: Callable[..., None] | None = None,
+) -> BenchReport:
+    """Run a registered benchmark with the options it takes, and ``progress`` where it takes that.
 
     Raises:
         UserError: when there is no such benchmark, or it can't honour an option.
@@ -66,6 +87,8 @@ def run_bench(name: str, benches: dict[str, str], options: dict[str, Any]) -> Be
     for option in options:
         if option not in takes:
             raise UserError(f"the benchmark {name} has no --{option}")
+    if progress is not None and "progress" in takes:
+        options = {**options, "progress": progress}
     report = function(**options)
     if not isinstance(report, BenchReport):
         raise TypeError(f"{benches[name]} returned {type(report).__name__}, not a BenchReport")
@@ -86,6 +109,24 @@ def _function(target: str) -> Callable[..., Any]:
             "docs/dependencies.md says which extra has it"
         ) from error
     return function
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[..., None]]:
+    """What runs now, on standard error, from the first word on; nothing where none is said."""
+    from rich.console import Console
+    from rich.status import Status
+
+    status = Status("", console=Console(stderr=True))
+
+    def say(what: str, *counted: int) -> None:
+        status.update(" ".join((what, *(f"{number:,}" for number in counted))))
+        status.start()
+
+    try:
+        yield say
+    finally:
+        status.stop()
 
 
 def _list(benches: dict[str, str]) -> None:
@@ -124,6 +165,12 @@ def _show(report: BenchReport) -> None:
         )
     console = Console()
     console.print(table)
+    if isinstance(report, Detailed):
+        header, rows = report.details()
+        whole = Table(*header, title="all of it", title_justify="left")
+        for cells in rows:
+            whole.add_row(*cells)
+        console.print(whole)
     for note in report.notes:
         console.print(note, style="dim")
     facts = [*report.machine.values(), *(f"{k} {v}" for k, v in report.versions.items())]

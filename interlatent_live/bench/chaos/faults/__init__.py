@@ -1,0 +1,1 @@
+"""One module per kind of fault; :mod:`.fault` says what a fault is."""

@@ -1,0 +1,93 @@
+"""Step times with and without a fault, and what "unchanged" means for them.
+
+A *round* is one block of steps with the tap at hand and one with a tap that nobody listens to,
+right after each other and in alternating order, so that whatever else the machine does falls on
+both. Unchanged (docs/faults.md): the upper end of the 95 % interval of the added median is at most
+5 µs, that of the added 99th percentile at most 50 µs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    Added = Callable[[NDArray[np.float64], NDArray[np.float64]], float]
+
+BLOCK: Final = 50
+"""Steps of one block: long enough for a sender turn or two, short enough to pair."""
+RESAMPLES: Final = 300
+MEDIAN_BOUND_US: Final = 5.0
+P99_BOUND_US: Final = 50.0
+
+
+@dataclass(frozen=True, slots=True)
+class StepTimes:
+    """Step times of one case beside a tap with nobody listening, in µs."""
+
+    rounds: int
+    nobody_us: float
+    fault_us: float
+    nobody_p99_us: float
+    fault_p99_us: float
+    added_median_upper_us: float
+    """Upper end of the 95 % interval of the added median."""
+    added_p99_upper_us: float
+    """Upper end of the 95 % interval of the added 99th percentile."""
+
+    @property
+    def ratio(self) -> float:
+        """Median step with the fault over the median step with nobody listening."""
+        return self.fault_us / self.nobody_us if self.nobody_us else float("inf")
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether both bounds hold."""
+        return (
+            self.added_median_upper_us <= MEDIAN_BOUND_US
+            and self.added_p99_upper_us <= P99_BOUND_US
+        )
+
+
+def summarise(fault: NDArray[np.float64], nobody: NDArray[np.float64]) -> StepTimes:
+    """Times [rounds, BLOCK] in µs of paired rounds.
+
+    The interval is the percentile bootstrap over rounds (Efron 1979), 300 draws.
+
+    Raises:
+        ValueError: when there is no round, or the two are not paired.
+    """
+    if fault.shape != nobody.shape or not len(fault):
+        raise ValueError(f"step times {fault.shape} and {nobody.shape} are not paired rounds")
+    return StepTimes(
+        rounds=len(fault),
+        nobody_us=float(np.median(nobody)),
+        fault_us=float(np.median(fault)),
+        nobody_p99_us=float(np.percentile(nobody, 99)),
+        fault_p99_us=float(np.percentile(fault, 99)),
+        added_median_upper_us=_upper(fault, nobody, _added_median),
+        added_p99_upper_us=_upper(fault, nobody, _added_p99),
+    )
+
+
+def _added_median(with_it: NDArray[np.float64], without: NDArray[np.float64]) -> float:
+    return float(np.median(np.median(with_it, axis=1) - np.median(without, axis=1)))
+
+
+def _added_p99(with_it: NDArray[np.float64], without: NDArray[np.float64]) -> float:
+    return float(np.percentile(with_it, 99) - np.percentile(without, 99))
+
+
+def _upper(with_it: NDArray[np.float64], without: NDArray[np.float64], added: Added) -> float:
+    random = np.random.default_rng(0)
+    draws = []
+    for _ in range(RESAMPLES):
+        chosen = random.integers(0, len(with_it), len(with_it))
+        draws.append(added(with_it[chosen], without[chosen]))
+    return float(np.percentile(draws, 97.5))
