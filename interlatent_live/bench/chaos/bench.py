@@ -70,7 +70,7 @@ ALL: tuple[type[Fault], ...] = (
     HotReload,
     ClockJumps,
 )
-HOLD_S = 5.0
+HOLD_S = 3.0
 QUICK_HOLD_S = 2.0
 
 

@@ -119,6 +119,9 @@ def _judged(rig: Rig, outcome: Outcome, closed: Closed) -> Outcome:
     said = list(outcome.fault.complaints(rig, outcome))
     if closed.faults:
         said.append(f"{closed.faults} errors inside the tap, the last: {closed.last_error}")
+    over = outcome.received + outcome.declared_at_witness - outcome.steps
+    if over > 0:
+        said.append(f"{over} rows reached the last consumer that were also declared lost to it")
     if outcome.fault.lossless and outcome.received != outcome.steps:
         said.append(f"{outcome.steps - outcome.received} rows are missing from a lossless stream")
     return replace(outcome, complaints=tuple(said))
@@ -151,7 +154,7 @@ def _settled(rig: Rig, boot_id: str, steps: int) -> Found:
 def _undeclared(closed: Closed, found: Found) -> int:
     """Rows without an entry in the agent's or in the witness's books, or in them twice."""
     at_agent = abs(closed.steps - closed.acknowledged - sum(closed.lost.values()))
-    at_witness = abs(closed.steps - found.received - found.declared)
+    at_witness = max(found.undeclared, closed.steps - found.received - found.declared)
     return at_agent + at_witness + found.twice
 
 
