@@ -31,8 +31,9 @@ slow:           ## run the slow tests and those that inject faults
 figures:        ## refresh the figures in the documents from committed reports
 	$(BIN)/python .ci/figures.py
 
-docs:           ## refresh docs/cli.md
+docs:           ## refresh docs/cli.md, docs/faults.md
 	$(BIN)/python .ci/cli_docs.py
+	$(BIN)/python .ci/faults_docs.py
 
 constraints:    ## pin what is installed, after the tests have passed
 	$(BIN)/python .ci/constraints.py

@@ -9,12 +9,14 @@ import pytest
 from typer.testing import CliRunner
 
 from interlatent_live.bench import registry
+from interlatent_live.bench.chaos.table import FaultRow, chaos_report
 from interlatent_live.bench.report import BenchReport, bench_report, bench_row
 from interlatent_live.cli.bench import run_bench
 from interlatent_live.cli.main import app
 from interlatent_live.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 HERE = __name__
@@ -102,3 +104,22 @@ def test_every_registered_benchmark_exists_and_says_what_it_measures() -> None:
         assert module.__doc__, name
         parameters = inspect.signature(getattr(module, attribute)).parameters.values()
         assert all(parameter.default is not parameter.empty for parameter in parameters), name
+
+
+def chatty_bench(*, progress: Callable[[str], None] | None = None) -> BenchReport:
+    assert progress is not None
+    progress("a part")
+    row = FaultRow(
+        name="a fault", about="it breaks", rounds=0, nobody_us=None, fault_us=None, ratio=None,
+        added_median_upper_us=None, added_p99_upper_us=None, sent=7, acknowledged=5,
+        declared={"age": 1}, received=5, declared_at_end=1, undeclared=1, recovered_s=1.0,
+        leaks=(), complaints=(), memory_bytes=0,
+    )  # fmt: skip
+    return chaos_report([row], [])
+
+
+def test_a_table_of_its_own_is_shown_and_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(registry.BENCHES, "chatty", f"{HERE}:chatty_bench")
+    result = CliRunner().invoke(app, ["bench", "chatty"], env={"COLUMNS": "200"})
+    assert result.exit_code == 1
+    assert "1 age" in next(line for line in result.stdout.splitlines() if "a fault" in line)
