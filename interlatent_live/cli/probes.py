@@ -1,7 +1,9 @@
-"""``interlatent-live probe``: train a linear probe with its controls beside it."""
+"""``interlatent-live probe``: train a linear probe beside its controls; serve it as a feature."""
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,8 +12,15 @@ import typer
 if TYPE_CHECKING:
     from interlatent_live.probes.scores import ProbeScores, ScoreInterval
 
+app = typer.Typer(
+    name="probe",
+    help="Train linear probes for targets that can be named, and serve them as features.",
+    no_args_is_help=True,
+)
 
-def probe(
+
+@app.command()
+def train(
     dataset: Annotated[Path, typer.Argument(help="Dataset that `collect` wrote.")],
     policy: Annotated[str, typer.Option(help="The policy it was collected from.")],
     target: Annotated[
@@ -100,6 +109,32 @@ def probe(
             f"the probe over it {_interval(report.over_feature, signed=True)}"
         )
     print(f"written to {out}")
+
+
+@app.command()
+def attach(
+    transcoder: Annotated[Path, typer.Argument(help="The version in use.")],
+    probes: Annotated[list[Path], typer.Argument(help="Folders that `probe train` wrote.")],
+    out: Annotated[Path, typer.Option(help="Directory of the next version.")],
+) -> None:
+    """Serve probes as features: makes the transcoder's next version, whose last features they are.
+
+    The other features keep their numbers and values. Probes must read the transcoder's input, so
+    train them with --side x at its hook point.
+    """
+    from interlatent_live.probes.attach import attach_probes
+    from interlatent_live.probes.probe import load_probe
+    from interlatent_live.transcoders.native import load_transcoder
+
+    done = attach_probes(
+        load_transcoder(transcoder),
+        [load_probe(folder) for folder in probes],
+        out,
+        command=shlex.join(["interlatent-live", *sys.argv[1:]]),
+    )
+    print(f"{out}: version {done.provenance.version}, {done.transcoder.identity}")
+    for served in done.provenance.probes:
+        print(f"  feature {served.feature} is {served.name}, on above P = {served.threshold:.3f}")
 
 
 def _say(name: str, scores: ProbeScores) -> None:

@@ -36,6 +36,22 @@ _UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _BASELINE_NAMES: Final = ("affine_weight", "affine_bias", "y_mean")
 
 
+class ProbeFeature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A feature that is no learned latent but an attached linear probe, and what it tells.
+
+    Its activation is the probe's log odds above those of its threshold where the probe says yes,
+    and 0 elsewhere, so the calibrated probability is σ(activation + log(t / (1 − t))).
+    """
+
+    feature: int
+    name: str
+    """What people are shown."""
+    target: str
+    """Such as ``terminated within 1 s``."""
+    threshold: float
+    """Probability t above which the probe says yes."""
+
+
 class Provenance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where a transcoder comes from and what it may be used on.
 
@@ -66,6 +82,12 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     parent: str = ""
     source: str = "native"
     """The format it was imported from."""
+    probes: tuple[ProbeFeature, ...] = ()
+    """Features that are probes; always the last ones."""
+
+    def feature_names(self) -> dict[int, str]:
+        """Names by feature, of those that have one by construction."""
+        return {probe.feature: probe.name for probe in self.probes}
 
 
 class _Document(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -181,6 +203,8 @@ def load_transcoder(
         if not all(bool(torch.isfinite(tensor).all()) for tensor in baseline.values()):
             raise CorruptFileError(f"{tensors_path} holds baselines that are not finite")
         baselines = Baselines(**baseline, y_variance=document.y_variance)
+    if any(not 0 <= probe.feature < document.config.n_features for probe in provenance.probes):
+        raise CorruptFileError(f"{path / JSON_FILE} names a probe that is none of its features")
     try:
         transcoder = Transcoder.from_tensors(document.config, tensors, baselines)
     except UserError as error:

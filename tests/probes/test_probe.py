@@ -206,7 +206,7 @@ def test_layers_are_read_where_hooks_read_them():
 
 
 def test_the_command(dataset, tmp_path, capsys):
-    from interlatent_live.cli.probes import probe as command  # noqa: PLC0415 - one test needs it
+    from interlatent_live.cli.probes import train as command  # noqa: PLC0415 - one test needs it
 
     command(
         dataset=dataset.path,

@@ -392,12 +392,14 @@ def _feature_table(
             features=live,
         )
     by_feature = {effect.feature: effect for effect in effects or ()}
+    names = one.provenance.feature_names()
     table = []
     for feature in live.tolist():
         effect = by_feature.get(feature)
         table.append(
             {
                 "feature": feature,
+                "name": names.get(feature),
                 "density": float(stats.density[feature]),
                 "episodes": int(stats.episodes[feature]),
                 "bouts": int(stats.bouts[feature]),

@@ -197,7 +197,10 @@ def _feature_lines(group: dict[str, Any]) -> list[str]:
         "| feature | density | episodes | bouts | median when on | effect | changes action |",
         "| --- |" + " ---: |" * 6,
     ]
-    for row in table[:_SHOWN_FEATURES]:
+    # A probe is what somebody asked for, so it is shown however rare it is.
+    named = [row for row in table if row["name"]]
+    unnamed = [row for row in table if not row["name"]]
+    for row in (named + unnamed)[:_SHOWN_FEATURES]:
         effect = "–" if row["effect"] is None else " ".join(f"{v:+.2f}" for v in row["effect"])
         if row["changes_action"] is not None:
             changes = f"{row['changes_action']:.0%}"
@@ -206,10 +209,14 @@ def _feature_lines(group: dict[str, Any]) -> list[str]:
         else:
             changes = "–"
         lines.append(
-            f"| {row['feature']} | {row['density']:.3%} | {row['episodes']} | {row['bouts']} | "
+            f"| {_called(row)} | {row['density']:.3%} | {row['episodes']} | {row['bouts']} | "
             f"{row['quantiles']['0.5']:.2f} | {effect} | {changes} |"
         )
     return lines
+
+
+def _called(row: dict[str, Any]) -> str:
+    return f"{row['feature']} ({row['name']})" if row["name"] else str(row["feature"])
 
 
 def _pm(value: dict[str, float]) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from interlatent_live.bench.report import version_facts
-from interlatent_live.errors import MismatchError
+from interlatent_live.errors import MismatchError, UserError
 from interlatent_live.transcoders.config import Target
 from interlatent_live.transcoders.dataset import split_by_episode
 from interlatent_live.transcoders.evaluation.features import activations_csc
@@ -88,11 +88,17 @@ def finetune(
     Raises:
         MismatchError: when the dataset lacks the hook point or its widths differ, or ``out`` is the
             old version's directory.
+        UserError: when ``old`` carries probes.
     """
     if out.resolve() == old.path.resolve():
         raise MismatchError(
             f"{out} holds version {old.provenance.version}, whose labels are in use; save the new "
             "version elsewhere"
+        )
+    if old.provenance.probes:
+        raise UserError(
+            f"{old.path} carries probes, which training would turn into something else; fine-tune "
+            f"its parent {old.provenance.parent} and attach new probes to the result"
         )
     transcoder, hook_point = old.transcoder, old.provenance.hook_point
     config = transcoder.config
