@@ -17,7 +17,10 @@ _FORMATS = ("saelens", "sparsify", "circuit-tracer")
 
 Choice = TypeVar("Choice", bound=StrEnum)
 
-_POLICY_HELP = "Built-in policy, policy folder, SB3 .zip, or module:function returning a module."
+_POLICY_HELP = (
+    "Built-in policy, policy folder, SB3 .zip, TorchScript .pt, or module:function returning a "
+    "module."
+)
 _HOOK_HELP = (
     "Module whose input and output are x and y, or a span first..last; give it once per hook point."
 )

@@ -98,9 +98,10 @@ def load_policy(name_or_path: str | Path) -> LoadedPolicy:
         return load_sb3_zip(path)
     if path.suffix in (".pt", ".ts", ".torchscript"):
         raise UserError(
-            f"{text} looks like TorchScript, whose modules refuse forward hooks: export its "
-            "weights and rebuild the policy as a torch.nn.Module, or publish its activations with "
-            "tap.publish(...)"
+            f"{text} looks like TorchScript, which says neither its environment nor what its "
+            "outputs mean: `interlatent-live collect` and `evaluate` take it with --env; elsewhere "
+            "rebuild it as a torch.nn.Module (policies.torchscript.rebuild_torchscript) and attach "
+            "to that"
         )
     raise UserError(
         f"{text} is neither a policy folder ({WEIGHTS} and {DESCRIPTION}) nor an SB3 zip: "

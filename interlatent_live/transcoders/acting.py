@@ -1,7 +1,8 @@
 """A policy as collecting and evaluating need it: a module that maps observations to actions.
 
 Behind one value stand the plain policies that travel with the package, policy folders, SB3 zips
-(read without unpickling), and ``module:function``, which runs the user's own code.
+(read without unpickling), TorchScript files of plain networks, and ``module:function``, which runs
+the user's own code.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from interlatent_live.errors import UserError
 from interlatent_live.policies.files import LoadedPolicy, load_policy
 from interlatent_live.policies.hashing import policy_hash
 from interlatent_live.policies.mlp import MlpPolicy
+from interlatent_live.policies.torchscript import SUFFIXES, rebuild_torchscript
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -69,9 +71,9 @@ def acting_policy(name: str, *, environment: str = "") -> ActingPolicy:
     """Resolve what the user named.
 
     Args:
-        name: a built-in policy, a folder, an SB3 zip, or ``module:function`` returning a
-            ``torch.nn.Module`` (outputs [n, d_out]; an ``actions(outputs)`` method if argmax or the
-            outputs themselves are not the actions) or a ``LoadedPolicy``.
+        name: a built-in policy, a folder, an SB3 zip, a TorchScript file, or ``module:function``
+            returning a ``torch.nn.Module`` (outputs [n, d_out]; an ``actions(outputs)`` method if
+            argmax or the outputs themselves are not the actions) or a ``LoadedPolicy``.
         environment: Gymnasium id, when the policy does not say.
 
     Raises:
@@ -79,6 +81,8 @@ def acting_policy(name: str, *, environment: str = "") -> ActingPolicy:
     """
     if ":" in name and not Path(name).exists():
         return _from_entry_point(name, environment)
+    if Path(name).suffix in SUFFIXES and Path(name).is_file():
+        return _from_torchscript(Path(name), environment)
     return from_loaded(load_policy(name), environment=environment)
 
 
@@ -111,3 +115,23 @@ def _from_entry_point(name: str, environment: str) -> ActingPolicy:
     kind = OutputKind(getattr(made, "output_kind", OutputKind.LOGITS))
     environment = environment or str(getattr(made, "environment", ""))
     return ActingPolicy(name, made, environment, policy_hash(made), kind)
+
+
+def _from_torchscript(path: Path, environment: str) -> ActingPolicy:
+    import gymnasium  # noqa: PLC0415 - slow to import, and only a script needs to ask
+
+    if not environment:
+        raise UserError(
+            f"{path} does not say its environment, and so not what its outputs mean: give --env, "
+            "or `module:function` returning rebuild_torchscript(path) with its environment and "
+            "output_kind set"
+        )
+    try:
+        env = gymnasium.make(environment)
+    except gymnasium.error.Error as error:
+        raise UserError(f"Gymnasium cannot make {environment!r}: {error}") from error
+    discrete = isinstance(env.action_space, gymnasium.spaces.Discrete)
+    env.close()
+    made = rebuild_torchscript(path)
+    kind = OutputKind.LOGITS if discrete else OutputKind.CONTINUOUS
+    return ActingPolicy(str(path), made, environment, policy_hash(made), kind)
