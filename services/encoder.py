@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from interlatent_live.stream import FeatureBatch
 
 STATUS_EVERY_S = 0.5
+STATUS_COST = 20
+"""The status is published again after at least so many times what it took."""
 LONGEST_POLL_MS = 20
 GOODBYE_WITHIN_S = 30.0
 """How long a finished run's rows may take to reach a consumer before they are declared lost."""
@@ -299,7 +301,7 @@ class EncoderShell:
         )
 
     def _publish_status(self) -> None:
-        self._status_at = time.monotonic() + STATUS_EVERY_S
+        began = time.monotonic()
         for identity in self._core.retired():
             self._prepared.release(identity)
             self._library.forget(identity)
@@ -307,9 +309,10 @@ class EncoderShell:
         for boot_id in self._agents.hub.streams():
             if self._core.manifest(boot_id) is not None:
                 self._keep_counts(boot_id)
-        self._metrics.update()
+        agents = self._core.agents()
+        self._metrics.update(agents)
         document = AgentsDocument(
-            agents=self._core.agents(),
+            agents=agents,
             service={
                 "refusals": dict(self._agents.hub.counters.refusals),
                 "transcoders": {
@@ -334,3 +337,6 @@ class EncoderShell:
             published_ns=time.time_ns(),
         )
         self._feed.documents(Topic.AGENTS, document)
+        # However many agents there are: never more than a twentieth of the time.
+        spent = time.monotonic() - began
+        self._status_at = began + max(STATUS_EVERY_S, STATUS_COST * spent)

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from prometheus_client import CollectorRegistry
     from prometheus_client.core import Metric
 
     from interlatent_live.feed.documents import AgentStatus
     from interlatent_live.pipeline.encoder import EncoderCore
+    from interlatent_live.pipeline.latency import LatencyHistogram
     from interlatent_live.services.sending import FeatureSender
 
 BOUNDS_MS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 5000.0)
@@ -27,6 +28,14 @@ class VersionCounts:
 
     adopted: int = 0
     refused: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Snapshot:
+    agents: Sequence[AgentStatus] = ()
+    latencies: Mapping[str, LatencyHistogram] = field(default_factory=dict)
+    queued: Sequence[int] = ()
+    """Bytes by consumer."""
 
 
 class EncoderMetrics(Collector):
@@ -42,18 +51,22 @@ class EncoderMetrics(Collector):
         self._core = core
         self._versions = versions
         self._consumers = consumers
-        self._snapshot: tuple[Metric, ...] = ()
+        self._snapshot = _Snapshot()
         registry.register(self)
 
-    def update(self) -> None:
-        """Take a snapshot; called by the service's loop."""
-        self._snapshot = tuple(self._families(self._core.agents()))
+    def update(self, agents: Sequence[AgentStatus]) -> None:
+        """Take a snapshot; called by the service's loop, with the status that it publishes."""
+        self._snapshot = _Snapshot(
+            agents,
+            self._core.latencies(),
+            tuple(consumer.queued_bytes for consumer in self._consumers),
+        )
 
     def collect(self) -> Iterable[Metric]:
-        """The last snapshot."""
-        return self._snapshot
+        """The last snapshot as families; they are made when they are asked for, by who asks."""
+        return self._families(self._snapshot)
 
-    def _families(self, agents: Sequence[AgentStatus]) -> Iterable[Metric]:
+    def _families(self, snapshot: _Snapshot) -> Iterable[Metric]:
         received = CounterMetricFamily(
             "interlatent_steps_received", "Steps received from agents.", labels=["agent"]
         )
@@ -71,7 +84,7 @@ class EncoderMetrics(Collector):
             labels=["agent", "hook_point"],
         )
         by_agent: dict[str, list[AgentStatus]] = {}
-        for status in agents:
+        for status in snapshot.agents:
             by_agent.setdefault(status.agent, []).append(status)
         for agent, runs in by_agent.items():
             received.add_metric([agent], sum(run.steps_received for run in runs))
@@ -92,15 +105,17 @@ class EncoderMetrics(Collector):
         )
         versions.add_metric(["adopted"], self._versions.adopted)
         versions.add_metric(["refused"], self._versions.refused)
-        yield from (received, encoded, lost, fvu, versions, self._latencies(), *self._links())
+        yield from (received, encoded, lost, fvu, versions)
+        yield from (self._latencies(snapshot), self._links(snapshot))
 
-    def _latencies(self) -> Metric:
+    @staticmethod
+    def _latencies(snapshot: _Snapshot) -> Metric:
         family = HistogramMetricFamily(
             "interlatent_step_to_feature_seconds",
             "From the agent's step to its features.",
             labels=["agent"],
         )
-        for agent, histogram in self._core.latencies().items():
+        for agent, histogram in snapshot.latencies.items():
             counts = histogram.cumulative(BOUNDS_MS)
             buckets = [
                 (str(bound / 1e3), float(count))
@@ -110,12 +125,13 @@ class EncoderMetrics(Collector):
             family.add_metric([agent], buckets, sum_value=histogram.sum_ms / 1e3)
         return family
 
-    def _links(self) -> Iterable[Metric]:
+    @staticmethod
+    def _links(snapshot: _Snapshot) -> Metric:
         queued = GaugeMetricFamily(
             "interlatent_consumer_queue_bytes",
             "Features that wait for a consumer's credit.",
             labels=["consumer"],
         )
-        for number, consumer in enumerate(self._consumers):
-            queued.add_metric([str(number)], consumer.queued_bytes)
-        yield queued
+        for number, size in enumerate(snapshot.queued):
+            queued.add_metric([str(number)], size)
+        return queued

@@ -88,12 +88,12 @@ class FeatureSender:
 
     def end_stream(self, boot_id: str, within_s: float) -> None:
         """Say goodbye once everything sent is acknowledged, at the latest after ``within_s``."""
-        if boot_id in self.link.boot_ids():
+        if self.link.carries(boot_id):
             self._ending[boot_id] = read_clock().mono + within_s
 
     def offer(self, batch: FeatureBatch, frames: Sequence[bytes]) -> None:
         """Send a batch, or let it wait; ``frames`` are the batch's without declarations."""
-        if batch.boot_id not in self.link.boot_ids():
+        if not self.link.carries(batch.boot_id):
             return
         size = sum(len(frame) for frame in frames)
         self._queue.append(_Waiting(batch, frames, size))
@@ -107,7 +107,7 @@ class FeatureSender:
         while self._queue:
             waiting = self._queue[0]
             boot_id, steps = waiting.batch.boot_id, waiting.batch.steps
-            if boot_id not in self.link.boot_ids():
+            if not self.link.carries(boot_id):
                 self._forget_oldest()
                 continue
             rows = len(steps)
@@ -211,7 +211,7 @@ class FeatureSender:
     def _drop_oldest(self) -> None:
         waiting = self._queue[0]
         boot_id, steps = waiting.batch.boot_id, waiting.batch.steps
-        if boot_id in self.link.boot_ids():
+        if self.link.carries(boot_id):
             self._declare_hole(boot_id, steps.first_seq)
             self.link.declare(boot_id, steps.first_seq, len(steps), DropReason.NO_CREDIT)
         self._forget_oldest()

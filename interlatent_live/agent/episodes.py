@@ -50,6 +50,13 @@ class EpisodeClock:
         self._episode = np.zeros(n, np.uint32)
         self._t = np.zeros(n, np.uint32)
         self._between = np.zeros(n, bool)
+        self._resetting = False
+        """Whether any copy is between two episodes."""
+        # Nearly every step ends no episode, and all of them are steps: these say so at no cost.
+        self._nobody, self._everybody = np.zeros(n, bool), np.ones(n, bool)
+        self._no_flags = np.zeros(n, np.uint8)
+        for constant in (self._nobody, self._everybody, self._no_flags):
+            constant.flags.writeable = False
 
     @property
     def t(self) -> int | NDArray[np.uint32]:
@@ -60,20 +67,40 @@ class EpisodeClock:
         """Count one step of all copies."""
         if self.n == 1:
             return self._advance_one(bool(np.any(terminated)), bool(np.any(truncated)))
-        term = np.broadcast_to(np.asarray(terminated, bool), (self.n,))
-        trunc = np.broadcast_to(np.asarray(truncated, bool), (self.n,))
-        valid = ~self._between
+        term, trunc = self._mask(terminated), self._mask(truncated)
+        valid = ~self._between if self._resetting else self._everybody
+        episode, t = self._episode.copy(), self._t.copy()
+        if self._resetting:
+            self._t[valid] += 1
+            self.not_steps += self.n - int(np.count_nonzero(valid))
+        else:
+            self._t += 1
+        if term is self._nobody and trunc is self._nobody:
+            if self._resetting:
+                self._rest(self._nobody)
+            return Advance(valid, self._nobody, self._no_flags, episode, t)
         done = (term | trunc) & valid
-        flags = term.astype(np.uint8) * np.uint8(TERMINATED)
-        flags |= trunc.astype(np.uint8) * np.uint8(TRUNCATED)
-        before = Advance(valid, done, flags, self._episode.copy(), self._t.copy())
-        self._t[valid] += 1
+        flags = term.view(np.uint8) * np.uint8(TERMINATED)
+        flags |= trunc.view(np.uint8) * np.uint8(TRUNCATED)
         self._t[done] = 0
         self._episode[done] += 1
-        self.not_steps += self.n - int(np.count_nonzero(valid))
+        self._rest(done)
+        return Advance(valid, done, flags, episode, t)
+
+    def _mask(self, ended: ArrayLike) -> NDArray[np.bool_]:
+        """[n] which copies; the very constant where it is none."""
+        mask = np.asarray(ended, bool)
+        if not np.count_nonzero(mask):
+            return self._nobody
+        if mask.shape == (self.n,):
+            return np.ascontiguousarray(mask)
+        return np.ascontiguousarray(np.broadcast_to(mask, (self.n,)))
+
+    def _rest(self, done: NDArray[np.bool_]) -> None:
+        """Copies that ended an episode spend their next call on the reset, in one of the modes."""
         if self.autoreset is Autoreset.NEXT_STEP:
-            self._between = done
-        return before
+            self._between = done.copy()
+            self._resetting = bool(np.count_nonzero(done))
 
     def _advance_one(self, terminated: bool, truncated: bool) -> Advance:  # noqa: FBT001  as in step
         flags = (TERMINATED if terminated else 0) | (TRUNCATED if truncated else 0)
@@ -109,3 +136,4 @@ class EpisodeClock:
         self._episode[begun] += 1
         self._t[begun] = 0
         self._between &= ~which
+        self._resetting = bool(np.count_nonzero(self._between))

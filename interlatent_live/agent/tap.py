@@ -12,6 +12,7 @@ import logging
 import uuid
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from math import prod
 from os import getpid
 from threading import get_ident
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
@@ -481,7 +482,9 @@ class Tap:
         if metrics is not None and not by_name:
             given = np.asarray(metrics, np.float64)
             wanted = (*row.shape[:-1], len(self.metrics))
-            if given.size != np.prod(wanted):
+            if given.shape == wanted:
+                return given
+            if given.size != prod(wanted):
                 raise UserError(f"metrics has shape {given.shape}; this tap's row is {wanted}")
             return given.reshape(wanted)
         row.fill(np.nan)

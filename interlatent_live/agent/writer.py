@@ -113,6 +113,7 @@ class StepWriter:
                 f"envs is {chosen}; it must name different agent copies from 0 to {n - 1}"
             )
         self.envs = envs
+        self._env_column = np.array(envs, np.uint16)
         self.clock = EpisodeClock(n, autoreset)
         self._one = n == 1
         self._gate.envs = n
@@ -206,7 +207,7 @@ class StepWriter:
         flags = at.flags | np.uint8(_SILENT) if silent else at.flags
         facts = ring.facts[ring.slot]
         facts["time_ns"] = at_ns
-        facts["env"] = self.envs
+        facts["env"] = self._env_column
         facts["valid"] = keep
         if index is None:
             ring.metrics[ring.slot] = rows

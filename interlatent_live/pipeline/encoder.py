@@ -143,6 +143,8 @@ class _Agent:
     rate: float = 0.0
     rate_at_ns: int = 0
     rate_encoded: int = 0
+    described: list[dict[str, str]] = field(default_factory=list)
+    """The metrics as the status shows them: the same every time, so written once."""
 
 
 @dataclass(slots=True)
@@ -230,7 +232,18 @@ class EncoderCore:
         ended = [name for name, agent in self._agents.items() if agent.ended]
         for name in ended[: max(0, len(self._agents) - RUNS_SHOWN + 1)]:
             del self._agents[name]
-        self._agents[source] = _Agent(manifest, hook_points, rate_at_ns=self._clock())
+        described = [
+            {
+                "name": metric.name,
+                "unit": metric.unit,
+                "role": metric.role.value,
+                "description": metric.description,
+            }
+            for metric in manifest.metrics
+        ]
+        self._agents[source] = _Agent(
+            manifest, hook_points, rate_at_ns=self._clock(), described=described
+        )
 
     def _no_transcoder(self, manifest: Manifest) -> str:
         names = ", ".join(repr(spec.name) for spec in manifest.hook_points)
@@ -485,8 +498,8 @@ class EncoderCore:
         return [self._status(agent) for agent in self._agents.values()]
 
     def latencies(self) -> dict[str, LatencyHistogram]:
-        """Step → feature latency by agent name."""
-        return {agent.manifest.agent: agent.latency for agent in self._agents.values()}
+        """Step → feature latency by agent name, as it is now."""
+        return {agent.manifest.agent: agent.latency.copy() for agent in self._agents.values()}
 
     def _status(self, agent: _Agent) -> AgentStatus:
         now = self._clock()
@@ -506,15 +519,7 @@ class EncoderCore:
             env_count=manifest.env_count,
             control_hz=manifest.control_hz,
             actions=list(manifest.actions),
-            metrics=[
-                {
-                    "name": metric.name,
-                    "unit": metric.unit,
-                    "role": metric.role.value,
-                    "description": metric.description,
-                }
-                for metric in manifest.metrics
-            ],
+            metrics=agent.described,
             hook_points=[_hook_status(n, h) for n, h in agent.hook_points.items()],
             steps_received=agent.loss.received,
             steps_encoded=agent.encoded,
@@ -523,9 +528,7 @@ class EncoderCore:
             gaps_undeclared=agent.loss.undeclared,
             duplicates=agent.loss.duplicates,
             steps_per_second=agent.rate,
-            step_to_feature_ms=Percentiles(
-                agent.latency.percentile(50), agent.latency.percentile(99)
-            ),
+            step_to_feature_ms=Percentiles(*agent.latency.percentiles(50, 99)),
             last_step_ns=agent.last_step_ns,
             ended=agent.ended,
             steps_sent=agent.sent,

@@ -44,11 +44,22 @@ class LatencyHistogram:
 
     def percentile(self, q: float) -> float | None:
         """The q-th percentile (0 < q ≤ 100) in milliseconds, ``None`` before any observation."""
-        total = self.n
+        return self.percentiles(q)[0]
+
+    def percentiles(self, *qs: float) -> tuple[float | None, ...]:
+        """Several percentiles for the price of one."""
+        cumulative = np.cumsum(self.counts)
+        total = int(cumulative[-1])
         if total == 0:
-            return None
-        rank = int(np.searchsorted(np.cumsum(self.counts), np.ceil(total * q / 100)))
-        return float(FLOOR_MS * 10 ** ((rank + 0.5) / BINS_PER_DECADE))
+            return (None,) * len(qs)
+        ranks = np.searchsorted(cumulative, [np.ceil(total * q / 100) for q in qs])
+        return tuple(FLOOR_MS * 10 ** ((int(rank) + 0.5) / BINS_PER_DECADE) for rank in ranks)
+
+    def copy(self) -> LatencyHistogram:
+        """The counts as they are now."""
+        other = LatencyHistogram()
+        other.counts, other.sum_ms = self.counts.copy(), self.sum_ms
+        return other
 
     def merge(self, other: LatencyHistogram) -> None:
         """Add another histogram's counts."""

@@ -170,6 +170,8 @@ class SenderLink:
         self._at = 0.0
         self._heard = 0.0
         self._spoke = 0.0
+        # Nothing is due for any stream before this moment: a link may carry hundreds.
+        self._due = 0.0
 
     # --- streams --------------------------------------------------------------------------------
 
@@ -206,6 +208,10 @@ class SenderLink:
         if not stream.welcomed or self.state is not LinkState.UP:
             return []
         return [self._transmit(now, self._statement(now, boot_id, stream, Bye))]
+
+    def carries(self, boot_id: str) -> bool:
+        """Whether this is one of the streams of this link."""
+        return boot_id in self._streams
 
     def boot_ids(self) -> tuple[str, ...]:
         """The streams of this link."""
@@ -244,14 +250,25 @@ class SenderLink:
         wanted = any(stream.welcomed for stream in self._streams.values())
         if wanted and now.mono - self._heard > self.config.peer_timeout:
             return self._lose(now, "silent")
+        out = self._reports(now) if now.mono >= self._due else []
+        if wanted and not out and now.mono - self._spoke >= self.config.heartbeat:
+            out.append(self._transmit(now, Heartbeat(sent_ns=_stamp(now))))
+        return out
+
+    def _reports(self, now: Now) -> list[SenderInstruction]:
+        """What is due for single streams, and when the next of it is."""
         out: list[SenderInstruction] = []
+        due = float("inf")
         for boot_id, stream in self._streams.items():
             if stream.greet_at is not None and now.mono >= stream.greet_at:
                 out.append(self._greet(now, stream))
             elif stream.welcomed and now.mono >= stream.stats_at:
                 out += self._report(now, boot_id, stream)
-        if wanted and not out and now.mono - self._spoke >= self.config.heartbeat:
-            out.append(self._transmit(now, Heartbeat(sent_ns=_stamp(now))))
+            if stream.greet_at is not None:
+                due = min(due, stream.greet_at)
+            if stream.welcomed:
+                due = min(due, stream.stats_at)
+        self._due = due
         return out
 
     def close(self, now: Now) -> list[SenderInstruction]:
@@ -384,6 +401,7 @@ class SenderLink:
         self.credit.grant(welcome.credit_steps, welcome.credit_bytes)
         stream.welcomed = True
         stream.stats_at = now.mono + self.config.stats_interval
+        self._due = min(self._due, stream.stats_at)
         out: list[SenderInstruction] = []
         lost = 0
         if self.config.lossless:
@@ -440,6 +458,7 @@ class SenderLink:
             self._failures = 0
             wait = refuse.retry_ms / 1000 or self.config.refused_retry
             stream.greet_at = now.mono + wait * self._rng.uniform(1.0, 1.25)
+            self._due = min(self._due, stream.greet_at)
         return out
 
     def _report(self, now: Now, boot_id: str, stream: _Stream) -> list[SenderInstruction]:

@@ -57,6 +57,4 @@ def test_the_numbers_on_the_page_are_the_codes():
         assert f"{number:,}" in PAGE
     tuning = SocketTuning()
     assert f"`SNDHWM` {tuning.send_queue}" in PAGE
-    assert f"`HEARTBEAT_IVL` {tuning.heartbeat} ms" in PAGE
-    assert f"{tuning.heartbeat_timeout} ms" in PAGE
     assert f"No ack for {SenderConfig().peer_timeout:g} s" in PAGE

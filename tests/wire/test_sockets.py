@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -405,3 +408,45 @@ def test_nothing_is_left_open(context, keys):
             dealer.close()
         inner.term()
     assert len(list(Path("/proc/self/fd").iterdir())) <= before + 2
+
+
+CUT_WHILE_FULL = """
+import sys, time, zmq
+from interlatent_live.wire.sockets import SocketTuning, bind_router, bound_endpoint, connect_dealer
+small = SocketTuning(receive_queue=1, receive_buffer=4096, send_buffer=4096)
+receiving, sending = zmq.Context(), zmq.Context()
+router = bind_router(receiving, "tcp://127.0.0.1:*", tuning=small)
+if "heartbeats" in sys.argv:
+    router.close()
+    router = receiving.socket(zmq.ROUTER)
+    options = {zmq.RCVHWM: 1, zmq.RCVBUF: 4096}
+    options |= {zmq.HEARTBEAT_IVL: 50, zmq.HEARTBEAT_TIMEOUT: 60_000}
+    for option, value in options.items():
+        router.setsockopt(option, value)
+    router.bind("tcp://127.0.0.1:*")
+dealer = connect_dealer(sending, bound_endpoint(router))
+end = time.monotonic() + 0.5
+while time.monotonic() < end:
+    try:
+        dealer.send(bytes(20_000), zmq.NOBLOCK)
+    except zmq.Again:
+        time.sleep(0.001)
+dealer.close(0)
+sending.term()
+time.sleep(1)
+while router.poll(100):
+    router.recv_multipart()
+"""
+
+
+def test_a_connection_cut_while_its_queue_is_full_does_not_abort_the_process():
+    command = [sys.executable, "-c", CUT_WHILE_FULL]
+    assert subprocess.run(command, check=False, timeout=60).returncode == 0
+
+
+@pytest.mark.skipif(zmq.zmq_version_info() != (4, 3, 5), reason="libzmq may have mended it")
+def test_with_zeromqs_own_heartbeats_it_would():
+    command = [sys.executable, "-c", CUT_WHILE_FULL, "heartbeats"]
+    done = subprocess.run(command, check=False, timeout=60, capture_output=True)
+    assert done.returncode == -signal.SIGABRT
+    assert b"_io_error" in done.stderr
