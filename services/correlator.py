@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
 
 import zmq
 
@@ -31,9 +32,15 @@ if TYPE_CHECKING:
 
     from interlatent_live.config import Settings
     from interlatent_live.feed.documents import ProfilesDocument
+    from interlatent_live.pipeline.correlator import Stream
     from interlatent_live.services.publishing import FeedPublisher
+    from interlatent_live.statistics.correlator import CorrelatorState
     from interlatent_live.statistics.rules import Transition
     from interlatent_live.stream import FeatureBatch, Manifest
+
+
+REPOST_EVERY_S: Final = 60.0
+"""Alertmanager resolves what it has not heard of for its resolve_timeout, 5 minutes by default."""
 
 
 def serve(settings: Settings) -> None:
@@ -142,6 +149,7 @@ class CorrelatorShell:
             folder = SnapshotFolder(options.snapshots, options.snapshots_kept)
             self._restore(folder)
             self._saving = SnapshotThread(folder)
+        self._repost_due = time.monotonic()
         self._save_every_s = options.snapshot_every_s
         self._save_due = time.monotonic() + options.snapshot_every_s
         self._to_save: list[tuple[str, str]] = []
@@ -159,6 +167,7 @@ class CorrelatorShell:
         for state in folder.newest(lambda why: self._log.warning("snapshot", why=why)):
             try:
                 stream = self._core.restore(state)
+                self._rules.load(stream, state.meta.get("alerts", {}))
             except (UserError, KeyError, ValueError) as error:
                 self._log.warning("snapshot not used", why=str(error))
                 continue
@@ -172,8 +181,24 @@ class CorrelatorShell:
         if self._saving is None:
             return
         for stream in self._core.due(everything=True):
-            self._saving.save(self._core.save(stream), wait=True)
+            self._saving.save(self._saved(stream), wait=True)
         self._saving.close()
+
+    def _saved(self, stream: Stream) -> CorrelatorState:
+        state = self._core.save(stream)
+        return replace(state, meta={**state.meta, "alerts": self._rules.state(stream)})
+
+    def _repost(self) -> None:
+        """Tell receivers that forget of what still fires; a run that ended is not told again."""
+        now = time.monotonic()
+        if now < self._repost_due:
+            return
+        self._repost_due = now + REPOST_EVERY_S
+        going_on = {one.manifest.run_id for one in self._core.runs() if not one.ended}
+        for change in self._rules.firing(going_on):
+            for one in self._deliveries:
+                if one.receiver.forgets:
+                    one.tell(change)
 
     def _save_one(self) -> None:
         """At most one copy of a stream's tables a turn, and none while one is being written."""
@@ -189,7 +214,7 @@ class CorrelatorShell:
             key = (stream.run.manifest.run_id, stream.hook_point)
             if stream.save_now or key in self._to_save:
                 self._to_save = [other for other in self._to_save if other != key]
-                self._saving.save(self._core.save(stream))
+                self._saving.save(self._saved(stream))
                 return
         self._to_save = []
 
@@ -207,6 +232,7 @@ class CorrelatorShell:
                 if stream.hook_point in batch.codes:
                     for change in self._rules.rows(stream, batch):
                         self._tell(change, stream.hook_point)
+                        stream.save_now = True
         return True
 
     def _tell(self, change: Transition, hook_point: str) -> None:
@@ -224,6 +250,7 @@ class CorrelatorShell:
 
     def turn(self, feed: FeedPublisher, lost: Mapping[str, int]) -> list[str]:
         """Publish the profiles of what changed, when it is time: one a turn, rows come first."""
+        self._repost()
         self._save_one()
         now = time.monotonic()
         if self._publishing is None:

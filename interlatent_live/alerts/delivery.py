@@ -51,11 +51,14 @@ class Receiver:
     url: str
     body: Callable[[Transition], Any]
     key: bytes | None = None
+    forgets: bool = False
+    """Whether an alert must be posted again while it fires, or it counts as resolved."""
 
 
 def alertmanager(url: str) -> Receiver:
     """An Alertmanager at a base address such as ``http://127.0.0.1:9093``."""
-    return Receiver("alertmanager", url.rstrip("/") + "/api/v2/alerts", alertmanager_alerts)
+    address = url.rstrip("/") + "/api/v2/alerts"
+    return Receiver("alertmanager", address, alertmanager_alerts, forgets=True)
 
 
 def webhook(url: str, key_file: Path | None = None) -> Receiver:

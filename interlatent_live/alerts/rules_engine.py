@@ -7,14 +7,14 @@ transitions whatever the service's load was.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from interlatent_live.alerts.values import Interval, values_of
 from interlatent_live.feed.documents import AlertStatus
 from interlatent_live.statistics.rules import AlertState, Phase, Transition
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from interlatent_live.alerts.rulefile import ScopedRule
     from interlatent_live.pipeline.correlator import Stream
@@ -61,6 +61,43 @@ class RulesEngine:
         found = [state.step(slot * self._every_ns, watched.values) for state in watched.states]
         return [one for one in found if one is not None and one.notable]
 
+    def firing(self, run_ids: set[str]) -> list[Transition]:
+        """Alerts of these runs that fire now, for receivers that must be told again."""
+        found = [
+            state.active(watched.slot * self._every_ns, watched.values)
+            for (owner, _), watched in self._watched.items()
+            if owner in run_ids
+            for state in watched.states
+        ]
+        return [one for one in found if one is not None]
+
+    def state(self, stream: Stream) -> dict[str, Any]:
+        """JSON-able state of the rules on a hook point, for a snapshot; empty before its rows."""
+        watched = self._watched.get((stream.run.manifest.run_id, stream.hook_point))
+        if watched is None:
+            return {}
+        return {
+            "slot": watched.slot,
+            "values": dict(watched.values),
+            "states": [state.to_dict() for state in watched.states],
+        }
+
+    def load(self, stream: Stream, saved: Mapping[str, Any]) -> None:
+        """Go on from :meth:`state`; a rule that the file has no more is left out.
+
+        Values since the last evaluation are not kept: the next one speaks of the rows after it.
+        """
+        if not saved:
+            return
+        states = self._states(stream)
+        known = {one["rule"]: one for one in saved["states"]}
+        for state in states:
+            if state.rule.name in known:
+                state.load(known[state.rule.name])
+        values = {str(name): value for name, value in saved["values"].items()}
+        key = (stream.run.manifest.run_id, stream.hook_point)
+        self._watched[key] = _Watched(states, slot=int(saved["slot"]), values=values)
+
     def forget(self, alive: set[tuple[str, str]]) -> None:
         """Drop the states of hook points that are no longer kept."""
         self._watched = {key: one for key, one in self._watched.items() if key in alive}
@@ -85,7 +122,7 @@ class RulesEngine:
     def _states(self, stream: Stream) -> list[AlertState]:
         manifest = stream.run.manifest
         return [
-            AlertState(one.rule, manifest.run_id)
+            AlertState(one.rule, manifest.run_id, hook_point=stream.hook_point)
             for one in self.rules
             if one.agent in ("", manifest.agent) and one.hook_point in ("", stream.hook_point)
         ]

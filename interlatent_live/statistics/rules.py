@@ -157,6 +157,7 @@ class Transition:
     started_ns: int
     """When the conditions began to hold."""
     values: Mapping[str, float | None]
+    hook_point: str = ""
 
     @property
     def resolved(self) -> bool:
@@ -182,6 +183,7 @@ class AlertState:
     started_ns: int = 0
     clear_since_ns: int | None = None
     unknown_evaluations: int = 0
+    hook_point: str = ""
 
     def step(self, now_ns: int, values: Mapping[str, float | None]) -> Transition | None:
         """Evaluate once; returns the transition made, if any."""
@@ -192,8 +194,21 @@ class AlertState:
             self._waiting(now_ns, values)
         if self.phase is was:
             return None
+        return self._transition(was, now_ns, values)
+
+    def active(self, now_ns: int, values: Mapping[str, float | None]) -> Transition | None:
+        """What a receiver that forgets is told again while the alert fires; ``None`` otherwise."""
+        if self.phase is not Phase.FIRING:
+            return None
+        return self._transition(Phase.FIRING, now_ns, values)
+
+    def _transition(
+        self, was: Phase, now_ns: int, values: Mapping[str, float | None]
+    ) -> Transition:
         shown = {c.name: values.get(c.name) for c in self.rule.conditions}
-        return Transition(self.rule, self.run, self.phase, was, now_ns, self.started_ns, shown)
+        return Transition(
+            self.rule, self.run, self.phase, was, now_ns, self.started_ns, shown, self.hook_point
+        )
 
     def _waiting(self, now_ns: int, values: Mapping[str, float | None]) -> None:
         answer = self.rule.holds(values)
@@ -247,6 +262,7 @@ def webhook_payload(transition: Transition) -> dict[str, Any]:
         "severity": transition.rule.severity,
         "summary": transition.rule.summary,
         "run": transition.run,
+        "hook_point": transition.hook_point,
         "started_ns": transition.started_ns,
         "at_ns": transition.at_ns,
         "values": dict(transition.values),
@@ -262,6 +278,7 @@ def alertmanager_alerts(transition: Transition) -> list[dict[str, Any]]:
             "alertname": transition.rule.name,
             "severity": transition.rule.severity,
             "run": transition.run,
+            **({"hook_point": transition.hook_point} if transition.hook_point else {}),
         },
         "annotations": {
             "summary": transition.rule.summary or transition.rule.name,
