@@ -343,9 +343,12 @@ _PAIR = (
 
 def _client(config: Path | None, assign: list[str] | None) -> StatisticsClient:
     from interlatent_live.queries.client import StatisticsClient
+    from interlatent_live.wire.keys import ServerKeys
 
     settings = resolve_options(config, assign).settings
-    return StatisticsClient(settings.endpoints.correlator_queries)
+    folder = settings.security.keys
+    keys = None if folder is None else ServerKeys.load(folder).client()
+    return StatisticsClient(settings.endpoints.correlator_queries, keys=keys)
 
 
 def _ask(
