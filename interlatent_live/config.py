@@ -265,7 +265,10 @@ class ExplainerSettings(_Section):
 
 
 class ConsoleSettings(_Section):
-    """What is kept of what the services say, and where."""
+    """What is kept of what the services say, and where it is told over HTTP."""
+
+    http: Address = "127.0.0.1:28480"
+    """HOST:PORT of the HTTP API; this machine only, because it has no logins."""
 
     state: Path | None = None
     """Folder of the store and of the token for writing; none: $STATE_DIRECTORY, or else
@@ -277,6 +280,16 @@ class ConsoleSettings(_Section):
     """Newest runs in the store; older ones go, unless people corrected their claims."""
     narrations_kept: Count = 10_000
     """Newest narrated intervals in the store, over all runs."""
+    replay_events: Count = 2000
+    """Newest events of the feed that a client which comes back can still have."""
+    replay_bytes: Bytes = 16 * MEBI
+    """Most bytes of those events."""
+    clients: Count = 64
+    """Feeds over HTTP that may be open at once."""
+
+    def buffers(self) -> BufferBudget:
+        """The console's buffers: one for all clients, whose queues are places in it."""
+        return BufferBudget((Buffer("events for clients", self.replay_bytes),))
 
 
 class LimitSettings(_Section):
@@ -345,6 +358,11 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _closed_by_default(self) -> Self:
+        if not is_loopback(split_address(self.console.http)[0]):
+            raise ValueError(
+                f"console.http ({self.console.http}) is open to other machines, and the console "
+                "has no logins: use 127.0.0.1 and reach it through an SSH tunnel"
+            )
         for name, value in self.endpoints:
             parts = urlsplit(value)
             host = split_address(value if name in ADDRESSES else parts.netloc)[0]
@@ -543,7 +561,7 @@ def describe() -> Iterator[tuple[str, str]]:
 
 
 def on_free_ports(settings: Settings) -> Settings:
-    """The same settings with every endpoint on a TCP port of 127.0.0.1 that is free now.
+    """The same settings with everything that listens on a TCP port of 127.0.0.1 that is free now.
 
     For a demo or a test beside a running system. All ports are held while they are drawn, so no
     two are the same; another process can still take one before the service binds it, which the
@@ -551,15 +569,18 @@ def on_free_ports(settings: Settings) -> Settings:
     """
     with ExitStack() as stack:
         ports = []
-        for _ in EndpointSettings.model_fields:
+        for _ in (*EndpointSettings.model_fields, "console.http"):
             probe = stack.enter_context(socket.socket())
             probe.bind(("127.0.0.1", 0))
             ports.append(probe.getsockname()[1])
     endpoints = {
         name: f"127.0.0.1:{port}" if name in ADDRESSES else f"tcp://127.0.0.1:{port}"
-        for name, port in zip(EndpointSettings.model_fields, ports, strict=True)
+        for name, port in zip(EndpointSettings.model_fields, ports, strict=False)
     }
-    return settings.model_copy(update={"endpoints": EndpointSettings(**endpoints)})
+    console = settings.console.model_copy(update={"http": f"127.0.0.1:{ports[-1]}"})
+    return settings.model_copy(
+        update={"endpoints": EndpointSettings(**endpoints), "console": console}
+    )
 
 
 # -------------------------------------------------------------------------------------- sources

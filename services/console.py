@@ -1,21 +1,28 @@
-"""The console service: follows the feeds and keeps claims, verdicts, costs and narration.
+"""The console service: follows the feeds, keeps what they say, and tells it over HTTP.
 
-It only looks: nothing waits for it, and a system runs the same without it.
+It only looks: nothing waits for it, and a system runs the same without it. The main thread has the
+feeds, the keeper and the socket to the explainer; HTTP has a thread and a loop of its own.
 """
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
+from interlatent_live.console.app import TOPICS, Sources, make_app
+from interlatent_live.console.asking import Asking
+from interlatent_live.console.broadcast import Broadcast
 from interlatent_live.console.keeper import Keeper
 from interlatent_live.console.secrets import load_token, request_key, state_folder
+from interlatent_live.console.serving import HttpServer
 from interlatent_live.explanations.requests import open_answer, seal
 from interlatent_live.feed.client import FeedClient
-from interlatent_live.feed.documents import Topic
 from interlatent_live.logs import get_logger
+from interlatent_live.queries.client import StatisticsClient
 from interlatent_live.services.network import Network
-from interlatent_live.services.runtime import ServiceRuntime
+from interlatent_live.services.runtime import ServiceRuntime, explained
 from interlatent_live.store import open_store
 from interlatent_live.stream import FeatureBatch
 from interlatent_live.wire.keys import ServerKeys
@@ -26,7 +33,6 @@ if TYPE_CHECKING:
 
     from interlatent_live.config import Settings
 
-TOPICS = (Topic.AGENTS, Topic.CLAIMS, Topic.NARRATION, Topic.COSTS)
 POLL_S = 0.1
 
 
@@ -45,10 +51,15 @@ def serve(settings: Settings) -> None:
     Raises:
         UserError: when the store cannot be opened, or an address is taken.
     """
-    key = request_key(load_token(state_folder(settings)))
+    token = load_token(state_folder(settings))
     log = get_logger("services.console")
+    address = settings.console.http
     with (
-        ServiceRuntime("console", health=settings.endpoints.console_health) as runtime,
+        ServiceRuntime(
+            "console",
+            health=settings.endpoints.console_health,
+            budget=settings.console.buffers(),
+        ) as runtime,
         Network(settings.security.keys) as network,
     ):
         store = open_store(
@@ -59,26 +70,66 @@ def serve(settings: Settings) -> None:
         keys = settings.security.keys
         viewer = None if keys is None else ServerKeys.load(keys).client()
         keeper = Keeper(store, lambda why: log.warning("not kept", why=why))
+        broadcast = Broadcast(
+            most_events=settings.console.replay_events,
+            most_bytes=settings.console.replay_bytes,
+            most_clients=settings.console.clients,
+        )
+        asking = Asking()
         explainer = network.dealer(settings.endpoints.explainer_requests)
+        queries = settings.endpoints.correlator_queries
+
+        def facts() -> dict[str, Any]:
+            health = runtime.health()
+            kept = {"documents_kept": keeper.kept, "documents_not_kept": keeper.not_kept}
+            return {name: health[name] for name in ("ready", "live", "uptime_s")} | kept
+
+        sources = Sources(
+            store,
+            broadcast,
+            asking,
+            token,
+            partial(StatisticsClient, queries, keys=viewer),
+            facts,
+        )
         try:
-            with FeedClient(settings.endpoints.feeds(), TOPICS, keys=viewer) as client:
-                runtime.ready()
+            with explained("the console", address, "console.http"):
+                server = HttpServer(
+                    make_app(sources), address, broadcast, feeds=settings.console.clients
+                )
+            with server, FeedClient(settings.endpoints.feeds(), tuple(TOPICS), keys=viewer) as feed:
+                loop = _Loop(feed, keeper, broadcast, asking, explainer, request_key(token))
+                runtime.ready(http=server.url)
                 while not runtime.stopping:
                     runtime.beat()
-                    _turn(client, keeper, explainer, key)
+                    loop.turn()
+                    if not server.alive:
+                        raise RuntimeError("the HTTP server has ended by itself")
         finally:
             explainer.close()
             store.close()
         log.info("kept", documents=keeper.kept, not_kept=keeper.not_kept)
 
 
-def _turn(client: FeedClient, keeper: Keeper, explainer: zmq.Socket[bytes], key: bytes) -> None:
-    for event in client.events(POLL_S):
-        if not isinstance(event.value, FeatureBatch):
-            keeper.take(event.value, client.counters.documents_missed)
-    for request in keeper.requests(time.time_ns()):
-        send_message(explainer, seal(key, request))
-    while (frames := receive_message(explainer)) is not None:
-        answer = open_answer(key, frames)
-        if answer is not None:
-            keeper.answered(answer)
+@dataclass(frozen=True, slots=True)
+class _Loop:
+    """What the main thread does, again and again."""
+
+    feed: FeedClient
+    keeper: Keeper
+    broadcast: Broadcast
+    asking: Asking
+    explainer: zmq.Socket[bytes]
+    key: bytes
+
+    def turn(self) -> None:
+        for event in self.feed.events(POLL_S):
+            if not isinstance(event.value, FeatureBatch):
+                self.broadcast.publish(event.topic, event.received_ns, event.value)
+                self.keeper.take(event.value, self.feed.counters.documents_missed)
+        for request in (*self.keeper.requests(time.time_ns()), *self.asking.requests()):
+            send_message(self.explainer, seal(self.key, request))
+        while (frames := receive_message(self.explainer)) is not None:
+            answer = open_answer(self.key, frames)
+            if answer is not None and not self.asking.answered(answer):
+                self.keeper.answered(answer)

@@ -49,8 +49,9 @@ def explainer(config: ConfigOption = None, assign: SetOption = None) -> None:
 def console(config: ConfigOption = None, assign: SetOption = None) -> None:
     """Keep a running system's claims, verdicts, costs and narration in a database.
 
-    Follows the feeds and slows nobody. SQLite in the state folder, or the database that
-    console.store names. Restarted, it goes on where it was. Runs until SIGINT or SIGTERM.
+    Follows the feeds and slows nobody, and tells it all over HTTP at console.http (docs/api.md).
+    SQLite in the state folder, or the database that console.store names. Restarted, it goes on
+    where it was. Runs until SIGINT or SIGTERM.
     """
     from interlatent_live.logs import configure_logging
     from interlatent_live.services.console import serve

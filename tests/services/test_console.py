@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import time
 from contextlib import contextmanager
 
+import httpx2
 import pytest
 
 from interlatent_live.console.secrets import load_token, request_key, state_folder
@@ -104,3 +106,47 @@ def test_a_request_needs_the_key_of_this_user(system):
             assert len(found) == answers
     assert isinstance(found[0], Refused)
     assert "no run 'nobody'" in found[0].message
+
+
+def answered(address):
+    try:
+        found = httpx2.get(address, timeout=5)
+    except httpx2.TransportError:
+        return None
+    return found if found.status_code == 200 else None
+
+
+def test_a_run_is_read_followed_and_refused_over_http_and_the_end_is_clean(system):
+    base = f"http://{system.settings.console.http}/api/v1"
+    write = {"Authorization": f"Bearer {load_token(state_folder(system.settings))}"}
+    body = {
+        "run_id": "nobody",
+        "hook_point": HOOK,
+        "feature": 0,
+        "predicate": "phase > 0.5",
+        "person": "ada",
+    }
+    with console(system) as process, httpx2.Client(timeout=30) as client:
+        assert wait(lambda: answered(f"{base}/health")).json()["ready"]
+        assert client.post(f"{base}/claims", json=body).status_code == 401
+        refused = client.post(f"{base}/claims", json=body, headers=write)
+        assert refused.status_code == 409
+        assert "no run 'nobody'" in refused.json()["detail"]
+        lines = {"Accept": "application/x-ndjson"}
+        with client.stream("GET", f"{base}/feed?topics=agents", headers=lines) as feed:
+            with system.tap() as tap:
+                Walker(tap).walk(500, hz=1000)
+                run_id = tap.run_id
+                for line in feed.iter_lines():
+                    agents = json.loads(line)["value"]["agents"] if line else []
+                    if any(one["run_id"] == run_id for one in agents):
+                        break
+            wait(
+                lambda: any(
+                    one["run_id"] == run_id for one in client.get(f"{base}/runs").json()["items"]
+                )
+            )
+            statistics = client.get(f"{base}/statistics/runs").json()
+            assert run_id in json.dumps(statistics)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0

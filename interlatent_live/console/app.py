@@ -1,0 +1,243 @@
+"""The HTTP application: what the store and the statistics hold, the feed, and two ways to write.
+
+Reading needs no login, because only this machine can ask (the service refuses to listen elsewhere);
+writing needs the token of the state folder. Whatever is refused says why in one sentence under
+``detail``. Routes that read are plain functions, which FastAPI runs on its threads, so that no
+event loop waits for a database.
+"""
+
+from __future__ import annotations
+
+import hmac
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import msgspec
+from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+
+from interlatent_live import __version__
+from interlatent_live.console.asking import NotAnsweredError
+from interlatent_live.console.bodies import (  # noqa: TC001 - FastAPI reads annotations
+    ClaimBody,
+    CorrectionBody,
+)
+from interlatent_live.console.guard import Guard
+from interlatent_live.console.secrets import FILE_NAME
+from interlatent_live.console.streaming import LINES, SSE, FeedResponse
+from interlatent_live.errors import UserError
+from interlatent_live.explanations.requests import Accepted, ClaimByPerson, Refused
+from interlatent_live.feed.documents import Topic
+from interlatent_live.queries.rest import router as statistics_router
+from interlatent_live.store import ClaimFilter, Correction, StoreError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from interlatent_live.console.asking import Asking
+    from interlatent_live.console.broadcast import Broadcast
+    from interlatent_live.queries.client import StatisticsClient
+    from interlatent_live.store import ClaimStore
+
+PREFIX: Final = "/api/v1"
+TOPICS: Final = frozenset(Topic) - {Topic.FEATURES}
+_STATUS: Final = {"predicate": 422, "unknown": 404, "refused": 409, "busy": 503, "stale": 409}
+
+Limit = Annotated[int, Query(ge=1, le=500)]
+Text = Annotated[str, Query(max_length=256)]
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """All that the application speaks to."""
+
+    store: ClaimStore
+    broadcast: Broadcast
+    asking: Asking
+    token: str
+    """Who sends it may write."""
+    statistics: Callable[[], StatisticsClient]
+    """Makes a client for one request."""
+    health: Callable[[], dict[str, Any]]
+    """Facts about the service."""
+
+
+def make_app(sources: Sources) -> FastAPI:
+    """The application, guarded. Its OpenAPI document is at ``/api/v1/openapi.json``."""
+    # The usual pages of documentation load scripts from elsewhere, which the policy forbids.
+    app = FastAPI(
+        title="interlatent-live",
+        version=__version__,
+        openapi_url=f"{PREFIX}/openapi.json",
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.include_router(_reading(sources), prefix=PREFIX)
+    app.include_router(_writing(sources), prefix=PREFIX)
+    app.include_router(statistics_router(sources.statistics), prefix=f"{PREFIX}/statistics")
+    app.add_exception_handler(StoreError, _unavailable)
+    app.add_exception_handler(NotAnsweredError, _unavailable)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_middleware(Guard)
+    return app
+
+
+def _json(value: Any, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(value), status, media_type="application/json")
+
+
+def _unavailable(_: Request, error: Exception) -> Response:
+    return _json({"detail": str(error)}, 503)
+
+
+def _invalid(_: Request, error: Exception) -> Response:
+    # The offending input is left out: it may be large, or not ours to repeat.
+    problems = error.errors() if isinstance(error, RequestValidationError) else ()
+    sentences = [
+        f"{'.'.join(str(part) for part in one['loc'][1:]) or one['loc'][0]}: "
+        f"{str(one['msg']).removeprefix('Value error, ')}"
+        for one in problems
+    ]
+    return _json({"detail": "; ".join(sentences)}, 422)
+
+
+def _page(rows: Sequence[Any], limit: int, name: str) -> Response:
+    """The first ``limit`` rows; one more was asked for, to know whether there is a next page."""
+    shown = list(msgspec.to_builtins(rows[:limit]))
+    cursor = str(shown[-1][name]) if len(rows) > limit else None
+    return _json({"items": shown, "next_cursor": cursor})
+
+
+# --------------------------------------------------------------------------------------- reading
+
+
+def _reading(sources: Sources) -> APIRouter:
+    out = APIRouter(tags=["reading"], default_response_class=Response)
+    store = sources.store
+
+    @out.get("/health", summary="Whether the console works, and what it keeps")
+    def health() -> Response:
+        facts = sources.health()
+        return _json(
+            {"version": __version__, "clients": sources.broadcast.clients, **facts},
+            200 if facts.get("ready", True) else 503,
+        )
+
+    @out.get("/runs", summary="Runs that were seen")
+    def runs(cursor: Text = "", limit: Limit = 100) -> Response:
+        return _page(store.runs(after=cursor, limit=limit + 1), limit, "run_id")
+
+    @out.get("/claims", summary="Claims as they were last published")
+    def claims(  # noqa: PLR0917 - called by name
+        run_id: Text = "",
+        hook_point: Text = "",
+        verdict: Text = "",
+        address: Text = "",
+        cursor: Text = "",
+        limit: Limit = 100,
+    ) -> Response:
+        wanted = ClaimFilter(run_id, hook_point, verdict, address)
+        return _page(store.claims(wanted, after=cursor, limit=limit + 1), limit, "id")
+
+    @out.get("/claims/{claim_id}", summary="One claim")
+    def claim(claim_id: str) -> Response:
+        return _json(_claim(store, claim_id))
+
+    @out.get("/claims/{claim_id}/history", summary="Its versions, verdicts and corrections")
+    def history(claim_id: str) -> Response:
+        return _json({"claim": _claim(store, claim_id), **store.history(claim_id)})
+
+    @out.get("/narration", summary="Narrated intervals, newest first")
+    def narration(
+        run_id: Text = "",
+        cursor: Annotated[int | None, Query(ge=0, lt=2**62)] = None,
+        limit: Limit = 100,
+    ) -> Response:
+        rows = store.narration(run_id=run_id, before=cursor, limit=limit + 1)
+        return _page(rows, limit, "number")
+
+    @out.get("/costs", summary="What each explainer process has spent, newest first")
+    def costs(limit: Limit = 100) -> Response:
+        return _json({"items": store.costs(limit=limit)})
+
+    @out.get("/feed", summary="The feed as server-sent events, or as JSON lines by Accept")
+    async def feed(
+        accept: Annotated[str, Header()] = SSE,
+        last_event_id: Annotated[str | None, Header(max_length=64)] = None,
+        topics: Annotated[str, Query(max_length=200)] = "",
+    ) -> Response:
+        wanted = _topics(topics)
+        kind = LINES if LINES in accept else SSE
+        try:
+            return FeedResponse(sources.broadcast, wanted, last_event_id, kind)
+        except UserError as error:
+            status = 422 if "Last-Event-ID" in str(error) else 503
+            raise HTTPException(status, str(error)) from error
+
+    return out
+
+
+def _claim(store: ClaimStore, claim_id: str) -> Any:
+    row = store.claim(claim_id)
+    if row is None:
+        raise HTTPException(404, f"there is no claim {claim_id[:64]}")
+    return msgspec.to_builtins(row)
+
+
+def _topics(text: str) -> frozenset[Topic]:
+    if not text:
+        return TOPICS
+    names = {one.value: one for one in TOPICS}
+    asked = [one.strip() for one in text.split(",")]
+    for name in asked:
+        if name not in names:
+            known = ", ".join(sorted(names))
+            raise HTTPException(422, f"there is no topic {name!r}; there are: {known}")
+    return frozenset(names[name] for name in asked)
+
+
+# --------------------------------------------------------------------------------------- writing
+
+
+def _writing(sources: Sources) -> APIRouter:
+    def allowed(authorization: Annotated[str, Header()] = "") -> None:
+        scheme, _, token = authorization.partition(" ")
+        good = hmac.compare_digest(token.strip().encode(), sources.token.encode())
+        if scheme.lower() != "bearer" or not good:
+            raise HTTPException(
+                401,
+                "writing needs the header Authorization: Bearer TOKEN; the token is in "
+                f"{FILE_NAME} in the console's state folder",
+                {"WWW-Authenticate": "Bearer"},
+            )
+
+    out = APIRouter(
+        tags=["writing"], default_response_class=Response, dependencies=[Depends(allowed)]
+    )
+
+    @out.post("/claims", status_code=201, summary="A predicate by a person, judged like any")
+    def make_claim(body: ClaimBody) -> Response:
+        request = ClaimByPerson(sent_ns=time.time_ns(), **body.model_dump())
+        answer = sources.asking.ask(request)
+        if isinstance(answer, Refused):
+            return _json(
+                {"detail": answer.message, "why": answer.why, "position": answer.position},
+                _STATUS.get(answer.why, 409),
+            )
+        if not isinstance(answer, Accepted):
+            return _json({"detail": "the explainer gave another answer than asked for"}, 502)
+        return _json(answer, 201)
+
+    @out.post("/corrections", summary="A person's word on a claim, kept with it", status_code=201)
+    def correct(body: CorrectionBody) -> Response:
+        said = Correction(at_ns=time.time_ns(), **body.model_dump())
+        try:
+            return _json(sources.store.correct(said), 201)
+        except StoreError:
+            raise
+        except UserError as error:
+            status = 404 if "there is no claim" in str(error) else 409
+            raise HTTPException(status, str(error)) from error
+
+    return out
