@@ -17,13 +17,14 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import msgpack  # type: ignore[import-untyped]
 import msgspec
 import numpy as np
 import zmq
 
+from interlatent_live.bench.progress import progress_bar
 from interlatent_live.bench.publisher import Orders
 from interlatent_live.bench.report import BenchReport, bench_report, bench_row, median
 from interlatent_live.config import on_free_ports, resolve
@@ -35,15 +36,24 @@ from interlatent_live.feed.documents import Topic
 from interlatent_live.feed.state import FeedState
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from interlatent_live.bench.report import BenchRow
     from interlatent_live.config import Settings
+    from interlatent_live.feed.documents import AgentStatus
 
 POLICY = "sha256:" + "b" * 64
 HOOKS = {"layer.0": (64, 64), "layer.1": (64, 64)}
 FEATURES = 256
 METRICS = 12
 PROCESSES = 8
-SETTLE_S = 60.0
+AGENTS = (8, 40, 104, 200)
+MEASURED = frozenset({"encoder", "correlator"})
+START_S = 5.0
+"""From the order to the first step: eight interpreters start on two cores."""
+SETTLE_S = 15.0
+"""Longest wait for the last row after the publishers ended; what is not there then is not counted
+as processed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,19 +79,21 @@ class Measured:
 
 def run(*, quick: bool = False) -> BenchReport:
     """All cases; ``quick`` once instead of five times."""
-    repeats, seconds = (1, 4.0) if quick else (5, 8.0)
+    repeats, seconds = (1, 4.0) if quick else (5, 6.0)
     rows: list[BenchRow] = []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, progress_bar(2 * repeats + len(AGENTS)) as begin:
         write_transcoders(Path(folder))
-        rows += _rate_rows(folder, repeats, seconds)
-        rows += _latency_rows(folder, repeats, seconds)
-        rows += _agent_rows(folder, seconds)
+        with Services(folder) as services:
+            rows += _rate_rows(services, repeats, seconds, begin)
+            rows += _latency_rows(services, repeats, seconds, begin)
+            rows += _agent_rows(services, seconds, begin)
     return bench_report(
         "pipeline",
         rows,
         notes=(
             "agents only publish; encoder and correlator are processes of their own",
             "the explainer is not started; correlator.depth is core",
+            f"medians over {repeats} runs of {seconds:g} s; the curve over agents is one run each",
         ),
     )
 
@@ -117,11 +129,14 @@ def write_transcoders(folder: Path) -> None:
         save_transcoder(folder / name, transcoder, provenance)
 
 
-def _rate_rows(folder: str, repeats: int, seconds: float) -> list[BenchRow]:
+def _rate_rows(
+    services: Services, repeats: int, seconds: float, begin: Callable[[str], None]
+) -> list[BenchRow]:
     loops, found = [], []
-    for _ in range(repeats):
+    for number in range(repeats):
+        begin(f"rate, run {number + 1} of {repeats}")
         loops.append(unbatched_loop(1.0))
-        found.append(measure(folder, PROCESSES, 1, copies=16, hz=470.0, seconds=seconds))
+        found.append(services.measure(PROCESSES, 1, copies=16, hz=470.0, seconds=seconds))
     reference = ("unbatched build, PUSH, PULL, decode in one process", median(loops))
     lost = [one.declared / one.steps for one in found]
     return [
@@ -160,8 +175,13 @@ def _rate_rows(folder: str, repeats: int, seconds: float) -> list[BenchRow]:
     ]
 
 
-def _latency_rows(folder: str, repeats: int, seconds: float) -> list[BenchRow]:
-    found = [measure(folder, 1, 1, copies=1, hz=1000.0, seconds=seconds) for _ in range(repeats)]
+def _latency_rows(
+    services: Services, repeats: int, seconds: float, begin: Callable[[str], None]
+) -> list[BenchRow]:
+    found = []
+    for number in range(repeats):
+        begin(f"latency, run {number + 1} of {repeats}")
+        found.append(services.measure(1, 1, copies=1, hz=1000.0, seconds=seconds))
     return [
         bench_row(
             "step → published feature at 1,000 steps/s, p99",
@@ -174,11 +194,12 @@ def _latency_rows(folder: str, repeats: int, seconds: float) -> list[BenchRow]:
     ]
 
 
-def _agent_rows(folder: str, seconds: float) -> list[BenchRow]:
+def _agent_rows(services: Services, seconds: float, begin: Callable[[str], None]) -> list[BenchRow]:
     rows = []
     first: Measured | None = None
-    for agents in (8, 40, 104, 200):
-        one = measure(folder, PROCESSES, agents // PROCESSES, copies=1, hz=50.0, seconds=seconds)
+    for agents in AGENTS:
+        begin(f"{agents} agents at 50 Hz")
+        one = services.measure(PROCESSES, agents // PROCESSES, copies=1, hz=50.0, seconds=seconds)
         first = first or one
         rows.append(
             bench_row(
@@ -194,55 +215,84 @@ def _agent_rows(folder: str, seconds: float) -> list[BenchRow]:
     return rows
 
 
-def measure(
-    folder: str, processes: int, agents: int, *, copies: int, hz: float, seconds: float
-) -> Measured:
-    """One run: start the services, publish, wait until everything is through."""
-    with ExitStack() as stack:
-        engine = stack.enter_context(LocalEngine(on_line=lambda _: None))
-        settings = _settings(folder)
-        specs = [one for one in service_specs(settings) if one.name != "explainer"]
-        for spec in specs:
-            engine.start(spec)
-        wait_ready(engine, [spec.name for spec in specs], 120.0)
-        client = stack.enter_context(
-            FeedClient(settings.endpoints.feeds()[:2], [Topic.AGENTS, Topic.PROFILES])
+class Services:
+    """Encoder and correlator under an engine, for one measurement after another.
+
+    Args:
+        folder: with the transcoders of :func:`write_transcoders`.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._settings = _settings(folder)
+        self._stack = ExitStack()
+        self._runs = 0
+        self._encoder: int | None = None
+
+    def __enter__(self) -> Self:
+        """Start them and wait until they are ready."""
+        with ExitStack() as stack:
+            engine = stack.enter_context(LocalEngine(on_line=lambda _: None))
+            specs = [one for one in service_specs(self._settings) if one.name in MEASURED]
+            for spec in specs:
+                engine.start(spec)
+            wait_ready(engine, [spec.name for spec in specs], 120.0)
+            (self._encoder,) = [one.pid for one in engine.status() if one.name == "encoder"]
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Stop them."""
+        self._stack.close()
+
+    def measure(
+        self, processes: int, agents: int, *, copies: int, hz: float, seconds: float
+    ) -> Measured:
+        """Publish, and wait until everything is through.
+
+        Raises:
+            RuntimeError: when a publisher failed, or a service did.
+        """
+        self._runs += 1
+        name = f"run-{self._runs}-"
+        endpoints = self._settings.endpoints
+        feeds = (endpoints.encoder_feed, endpoints.correlator_feed)
+        with FeedClient(feeds, [Topic.AGENTS, Topic.PROFILES]) as client:
+            before = _processor_s(self._encoder)
+            start_at = time.time() + START_S
+            orders = [
+                Orders(
+                    endpoint=endpoints.agents,
+                    policy_hash=POLICY,
+                    hook_points=HOOKS,
+                    name=f"{name}{number}",
+                    agents=agents,
+                    copies=copies,
+                    hz=hz,
+                    seconds=seconds,
+                    metrics=METRICS,
+                    start_at=start_at,
+                )
+                for number in range(processes)
+            ]
+            books = _publish(orders)
+            state, at = _until_settled(client, name, processes * agents)
+            used = _processor_s(self._encoder) - before
+        seen = _of(state, name)
+        runs = {one.run_id for one in seen}
+        steps = sum(book["steps"] for book in books)
+        processed = [doc.steps for (run, _), doc in state.profiles.items() if run in runs]
+        latencies = [one.step_to_feature_ms for one in seen]
+        return Measured(
+            steps=steps,
+            processed=sum(processed) // len(HOOKS),
+            declared=sum(sum(book["lost"].values()) for book in books),
+            undeclared=sum(one.gaps_undeclared for one in seen),
+            seconds=at - start_at,
+            p50_ms=median(one.p50 or 0.0 for one in latencies) if latencies else float("nan"),
+            p99_ms=max((one.p99 or 0.0 for one in latencies), default=float("nan")),
+            publish_us=median(book["publish_us_p50"] for book in books),
+            encoder_us=used * 1e6 / max(steps, 1),
         )
-        (encoder,) = [one.pid for one in engine.status() if one.name == "encoder"]
-        before = _processor_s(encoder)
-        start_at = time.time() + 4.0
-        orders = [
-            Orders(
-                endpoint=settings.endpoints.agents,
-                policy_hash=POLICY,
-                hook_points=HOOKS,
-                name=f"publisher-{number}",
-                agents=agents,
-                copies=copies,
-                hz=hz,
-                seconds=seconds,
-                metrics=METRICS,
-                start_at=start_at,
-            )
-            for number in range(processes)
-        ]
-        books = _publish(orders)
-        done = _until_settled(client, processes * agents)
-        used = _processor_s(encoder) - before
-    state, at = done
-    agents_seen = state.agents.agents if state.agents else []
-    steps = sum(book["sent"] for book in books)
-    return Measured(
-        steps=steps,
-        processed=sum(document.steps for document in state.profiles.values()) // len(HOOKS),
-        declared=sum(sum(book["lost"].values()) for book in books),
-        undeclared=sum(one.gaps_undeclared for one in agents_seen),
-        seconds=at - start_at,
-        p50_ms=median(one.step_to_feature_ms.p50 or 0.0 for one in agents_seen),
-        p99_ms=max(one.step_to_feature_ms.p99 or 0.0 for one in agents_seen),
-        publish_us=median(book["publish_us_p50"] for book in books),
-        encoder_us=used * 1e6 / max(steps, 1),
-    )
 
 
 def _settings(folder: str) -> Settings:
@@ -269,35 +319,46 @@ def _publish(orders: list[Orders]) -> list[dict[str, Any]]:
         for one in orders
     ]
     books = []
-    for process in running:
-        out, _ = process.communicate(timeout=300)
-        books.append(json.loads(out))
+    try:
+        for process in running:
+            out, _ = process.communicate(timeout=120)
+            if process.returncode:
+                raise RuntimeError(f"a publisher ended with {process.returncode}")
+            books.append(json.loads(out))
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
     return books
 
 
-def _until_settled(client: FeedClient, runs: int) -> tuple[FeedState, float]:
-    """Until the correlator has all rows of every run; the state, and when that was."""
-    state = FeedState(max_runs=4 * runs * len(HOOKS))
+def _until_settled(client: FeedClient, name: str, runs: int) -> tuple[FeedState, float]:
+    """Until the correlator has all rows of every run so named; the state, and when that was."""
+    state = FeedState(max_runs=8192)
     deadline = time.monotonic() + SETTLE_S
     newest = time.time()
     total = -1
     while time.monotonic() < deadline:
         for event in client.events(0.1):
             state.take(event)
-        found = sum(document.steps for document in state.profiles.values())
+        seen = {one.run_id: one for one in _of(state, name)}
+        mine = [document for (run, _), document in state.profiles.items() if run in seen]
+        found = sum(document.steps for document in mine)
         if found != total:
             total = found
-            newest = max(
-                (document.published_ns / 1e9 for document in state.profiles.values()),
-                default=newest,
-            )
-        ended = [one for one in (state.agents.agents if state.agents else []) if one.ended]
+            newest = max((document.published_ns / 1e9 for document in mine), default=newest)
+        ended = [one for one in seen.values() if one.ended]
         if len(ended) >= runs and all(_through(state, one) for one in ended):
-            return state, newest
+            break
     return state, newest
 
 
-def _through(state: FeedState, status: Any) -> bool:
+def _of(state: FeedState, name: str) -> list[AgentStatus]:
+    agents = state.agents.agents if state.agents else []
+    return [one for one in agents if one.agent.startswith(name)]
+
+
+def _through(state: FeedState, status: AgentStatus) -> bool:
     documents = [document for (run, _), document in state.profiles.items() if run == status.run_id]
     wanted = status.steps_encoded
     return len(documents) == len(HOOKS) and all(one.steps >= wanted for one in documents)
