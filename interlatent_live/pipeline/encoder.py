@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from interlatent_live.stream import HookPointSpec
 
 RATE_HALF_LIFE_S = 2.0
+SUMMED_AT_ONCE = 64
 RUNS_SHOWN = 256
 """Runs kept in the status; the oldest ended ones are forgotten beyond it."""
 OVERLOAD = "encoder_overload"
@@ -106,15 +107,26 @@ class _HookPoint:
     error_count: int = 0
     error_affine_count: int = 0
 
+    unseen: list[SparseCodes] = field(default_factory=list)
+    """Observed and not yet summed: many small batches cost as much as one."""
+
     def observe(self, codes: SparseCodes) -> None:
-        known = ~np.isnan(codes.error)
-        if known.any():
-            self.error_sum += float(codes.error[known].sum(dtype=np.float64))
-            self.error_count += int(known.sum())
-        known = ~np.isnan(codes.error_affine)
-        if known.any():
-            self.error_affine_sum += float(codes.error_affine[known].sum(dtype=np.float64))
-            self.error_affine_count += int(known.sum())
+        self.unseen.append(codes)
+        if len(self.unseen) >= SUMMED_AT_ONCE:
+            self.sum_up()
+
+    def sum_up(self) -> None:
+        if not self.unseen:
+            return
+        error = np.concatenate([codes.error for codes in self.unseen])
+        affine = np.concatenate([codes.error_affine for codes in self.unseen])
+        self.unseen.clear()
+        known = error[~np.isnan(error)]
+        self.error_sum += float(known.sum(dtype=np.float64))
+        self.error_count += len(known)
+        known = affine[~np.isnan(affine)]
+        self.error_affine_sum += float(known.sum(dtype=np.float64))
+        self.error_affine_count += len(known)
 
 
 @dataclass(slots=True)
@@ -145,6 +157,13 @@ class _Agent:
     rate_encoded: int = 0
     described: list[dict[str, str]] = field(default_factory=list)
     """The metrics as the status shows them: the same every time, so written once."""
+    waited: list[NDArray[np.float64]] = field(default_factory=list)
+    """Latencies in ms that are not yet in the histogram."""
+
+    def sum_up(self) -> None:
+        if self.waited:
+            self.latency.observe(np.concatenate(self.waited))
+            self.waited.clear()
 
 
 @dataclass(slots=True)
@@ -428,7 +447,9 @@ class EncoderCore:
         agent.encoded += len(steps)
         if len(steps):
             agent.last_step_ns = int(steps.time_ns[-1])
-            agent.latency.observe((batch.encoded_ns - steps.time_ns) / 1e6)
+            agent.waited.append((batch.encoded_ns - steps.time_ns) / 1e6)
+            if len(agent.waited) >= SUMMED_AT_ONCE:
+                agent.sum_up()
         return batch
 
     def next_ready_ns(self) -> int | None:
@@ -473,11 +494,13 @@ class EncoderCore:
         waiting = self._open.pop(message)
         agent = self._agents[waiting.source]
         steps = waiting.batch.steps
-        silent = (steps.flags & StepFlag.NO_ACTIVATION).astype(bool)
+        # Flags are below 8, so the largest byte tells; nearly always nobody was silent.
+        some_silent = max(steps.flags.tobytes()) >= StepFlag.NO_ACTIVATION
+        silent = (steps.flags & StepFlag.NO_ACTIVATION).astype(bool) if some_silent else None
         codes: dict[str, SparseCodes] = {}
         for name, held in waiting.codes.items():
             whole = held if isinstance(held, SparseCodes) else _joined(held)
-            codes[name] = _without_rows(whole, silent) if silent.any() else whole
+            codes[name] = whole if silent is None else _without_rows(whole, silent)
             waiting.hook_points[name].observe(codes[name])
         return self._counted(
             agent,
@@ -499,7 +522,11 @@ class EncoderCore:
 
     def latencies(self) -> dict[str, LatencyHistogram]:
         """Step → feature latency by agent name, as it is now."""
-        return {agent.manifest.agent: agent.latency.copy() for agent in self._agents.values()}
+        found: dict[str, LatencyHistogram] = {}
+        for agent in self._agents.values():
+            agent.sum_up()
+            found[agent.manifest.agent] = agent.latency.copy()
+        return found
 
     def _status(self, agent: _Agent) -> AgentStatus:
         now = self._clock()
@@ -509,6 +536,7 @@ class EncoderCore:
             keep = 0.5 ** (elapsed / RATE_HALF_LIFE_S)
             agent.rate = recent if agent.rate == 0 else keep * agent.rate + (1 - keep) * recent
             agent.rate_at_ns, agent.rate_encoded = now, agent.encoded
+        agent.sum_up()
         manifest = agent.manifest
         return AgentStatus(
             agent=manifest.agent,
@@ -550,6 +578,7 @@ def _check_widths(transcoder: TranscoderLike, manifest: Manifest, spec: HookPoin
 
 
 def _hook_status(name: str, hook_point: _HookPoint) -> HookPointStatus:
+    hook_point.sum_up()
     return HookPointStatus(
         name=name,
         transcoder=hook_point.transcoder.identity,

@@ -58,7 +58,7 @@ from interlatent_live.wire.messages import (
     WireMessage,
 )
 from interlatent_live.wire.tensors import (
-    feature_specs,
+    feature_packing,
     features_layout,
     join,
     narrow_bfloat16,
@@ -188,21 +188,26 @@ def encode_features(
         hooks.append((name, transcoder, codes.n_features))
         nnz.append(len(codes.index))
         arrays += (codes.indptr, codes.index, codes.value, codes.error, codes.error_affine)
-    specs = feature_specs(rows, _metric_count(steps), nnz)
-    header = {
-        "v": VERSION,
-        "kind": "features",
-        "run": batch.run_id,
-        "boot": batch.boot_id,
+    specs, pack = feature_packing(rows, _metric_count(steps), nnz)
+    begins, ends = _features_frame(batch.run_id, batch.boot_id, tuple(hooks))
+    changing = {
         "seq": steps.first_seq,
         "n": rows,
         "sent": sent_ns,
         "encoded": batch.encoded_ns,
         "drops": _pack_drops(drops),
-        "hooks": hooks,
-        "t": specs,
     }
-    return [_pack(header), join(packing(specs), arrays)]
+    header = b"".join((begins, _pack(changing)[1:], ends, _pack(specs)))
+    return [header, join(pack, arrays)]
+
+
+@lru_cache(maxsize=1024)
+def _features_frame(
+    run_id: str, boot_id: str, hooks: tuple[tuple[str, str, int], ...]
+) -> tuple[bytes, bytes]:
+    """What a features header begins with and goes on with, the same in message after message."""
+    begins = _pack({"v": VERSION, "kind": "features", "run": run_id, "boot": boot_id})
+    return bytes((0x80 | 11,)) + begins[1:], _pack({"hooks": hooks})[1:] + _pack("t")
 
 
 def encode_document(

@@ -92,12 +92,33 @@ def step_specs(
     return tuple(specs)
 
 
-def feature_specs(rows: int, n_metrics: int, nnz: Sequence[int]) -> tuple[Spec, ...]:
-    """Tensors of a features message; per hook point its number of non-zero activations."""
-    specs = _column_specs(rows, n_metrics)
+def feature_packing(
+    rows: int, n_metrics: int, nnz: Sequence[int]
+) -> tuple[tuple[Spec, ...], Packing]:
+    """Tensors of a features message, and how its body is put together.
+
+    ``nnz`` has each hook point's number of non-zero activations. Only the numbers of non-zero activations differ between batches of a size, so the rest is
+    remembered.
+    """
+    specs, shapes, dtypes, pads = map(list, _feature_columns(rows, n_metrics))
     for number, count in enumerate(nnz):
         specs += _feature_parts(number, rows, count)
-    return tuple(specs)
+        shapes += ((rows + 1,), (count,), (count,), (rows,), (rows,))
+        dtypes += _FEATURE_DTYPES
+        odd = _PADS[count & 1]
+        pads += (_PADS[rows + 1 & 1], odd, odd, _PADS[rows & 1], _PADS[rows & 1])
+    pads[-1] = b""
+    fixed = tuple(specs)
+    return fixed, Packing(fixed, shapes, dtypes, pads)
+
+
+@lru_cache(maxsize=128)
+def _feature_columns(
+    rows: int, n_metrics: int
+) -> tuple[tuple[Spec, ...], tuple[Any, ...], tuple[Any, ...], tuple[bytes, ...]]:
+    specs = _column_prefix(rows, n_metrics)
+    columns = packing((*specs, ("", "u1", (0,))))
+    return specs, tuple(columns.shapes[:-1]), tuple(columns.dtypes[:-1]), tuple(columns.pads[:-1])
 
 
 def steps_layout(rows: int, hook_points: int, specs: tuple[Spec, ...]) -> Layout:
@@ -215,6 +236,9 @@ def narrow_bfloat16(values: NDArray[np.floating]) -> NDArray[np.uint16]:
 
 
 _CACHED: Final = 7 + 3 * 16
+_PADS: Final = (b"", bytes(4))
+"""After an even and after an odd number of elements of four bytes."""
+_FEATURE_DTYPES: Final = tuple(DTYPES[word] for word in ("u4", "u4", "f4", "f4", "f4"))
 _FEATURE_NAMES: Final = tuple(
     tuple(f"{number}/{part}" for part in ("indptr", "index", "value", "error", "affine"))
     for number in range(MAX_HOOK_POINTS)
