@@ -97,8 +97,8 @@ def feature_packing(
 ) -> tuple[tuple[Spec, ...], Packing]:
     """Tensors of a features message, and how its body is put together.
 
-    ``nnz`` has each hook point's number of non-zero activations. Only the numbers of non-zero activations differ between batches of a size, so the rest is
-    remembered.
+    ``nnz`` has each hook point's number of non-zero activations. Only these differ between batches
+    of a size, so the rest is remembered.
     """
     specs, shapes, dtypes, pads = map(list, _feature_columns(rows, n_metrics))
     for number, count in enumerate(nnz):
