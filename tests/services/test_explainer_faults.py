@@ -1,6 +1,7 @@
 """A language model that fails in every way that servers do must cost the feed nothing."""
 
 import time
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,7 @@ INJECTED = {
     "confidence": 1.0,
 }
 MALFORMED = {**INJECTED, "predicate": "__import__('os').system('true')"}
-FAULTS = {
+FAULTS: dict[str, list[Any]] = {
     "dead": ["drop"],
     "slow": ["hang"],
     "rate-limited": ["429"],
