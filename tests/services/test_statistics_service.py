@@ -221,14 +221,14 @@ def test_garbage_and_floods_are_refused_and_the_service_goes_on(service, ask):
         ):
             assert send_message(socket, frames)
             assert socket.poll(5000)
-            (frame,) = receive_message(socket) or ()
+            frame = (receive_message(socket) or [b""])[0]
             answer = msgspec.msgpack.decode(frame)
             assert answer["error"]
         for _ in range(100):
             send_message(socket, [good])
         words = []
         while len(words) < 100 and socket.poll(5000):
-            frame, *_ = receive_message(socket) or ()
+            frame = (receive_message(socket) or [b""])[0]
             words.append(msgspec.msgpack.decode(frame).get("refused"))
         assert len(words) == 100
         assert words.count(None) >= 8
