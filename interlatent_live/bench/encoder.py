@@ -2,7 +2,8 @@
 
 On the CPU, ours stands beside SAELens' and sparsify's own ``encode`` with the same weights and
 rows, one thread each, in turns. The peers live in an environment of their own,
-``$INTERLATENT_PEERS_VENV``; without it the reference is NumPy's bare product and the notes say so::
+``$INTERLATENT_PEERS_VENV`` (``~/.cache/interlatent-live/peers`` unless set); without it the
+reference is NumPy's bare product and the notes say so::
 
     python -m venv DIR && DIR/bin/pip install torch==2.13.0 sae-lens eai-sparsify
 
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from interlatent_live.bench.progress import progress_bar
 from interlatent_live.bench.report import BenchReport, bench_report, bench_row, median
 from interlatent_live.encoding.backend import EncoderWeights
 from interlatent_live.encoding.cpu import CpuBackend
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from interlatent_live.encoding.launch_plan import LaunchPlan, Shape
 
 PEERS_VARIABLE: Final = "INTERLATENT_PEERS_VENV"
+DEFAULT_PEERS: Final = Path.home() / ".cache" / "interlatent-live" / "peers"
 SHAPES: Final = ((64, 512, 16), (256, 4096, 32), (1024, 32_768, 32))
 """(d_in, F, k)."""
 ROUNDS: Final = 5
@@ -90,12 +93,14 @@ def _run_cpu(shapes: Sequence[tuple[int, int, int]], batches: Sequence[int]) -> 
     notes = ["one thread each; bursts in turns, the median of at least 5 bursts' medians"]
     with ExitStack() as stack:
         peers = stack.enter_context(_peers())
+        begin = stack.enter_context(progress_bar(2 * len(shapes) * len(batches)))
         if peers is None:
             notes.append(f"${PEERS_VARIABLE} holds no environment: SAELens and sparsify are absent")
         for shape in shapes:
             for by_k in (True, False):
                 encoder = CpuBackend().prepare(make_weights(shape, by_k=by_k))
                 for n in batches:
+                    begin(f"d={shape[0]}, F={shape[1]:,}, batch {n:,}")
                     rows += _cpu_rows(shape, n, encoder.encode, peers, by_k=by_k)
     return bench_report("encoder", rows, notes=notes)
 
@@ -182,7 +187,7 @@ class _Peers:
 
 @contextmanager
 def _peers() -> Iterator[_Peers | None]:
-    folder = os.environ.get(PEERS_VARIABLE, "")
+    folder = os.environ.get(PEERS_VARIABLE, str(DEFAULT_PEERS))
     python = Path(folder) / "bin" / "python"
     if not folder or not python.exists():
         yield None

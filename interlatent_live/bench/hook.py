@@ -26,6 +26,7 @@ from torch import nn
 from interlatent_live.agent.attach import attach
 from interlatent_live.agent.metrics import MetricSet
 from interlatent_live.bench.hook_sink import running_sink
+from interlatent_live.bench.progress import progress_bar
 from interlatent_live.bench.report import BenchReport, BenchRow, bench_report, bench_row
 
 if TYPE_CHECKING:
@@ -59,10 +60,14 @@ def run(*, quick: bool = False) -> BenchReport:
     torch.set_num_threads(1)
     rounds = 16 if quick else 120
     rows: list[BenchRow] = []
-    for width in (64, 256):
-        for case in ("listening", "frozen service", "full buffer"):
-            rows += _case_rows(width, case, rounds)
-    rows += _humanoid_rows(6 if quick else 30)
+    cases = ("listening", "frozen service", "full buffer")
+    with progress_bar(2 * len(cases) + 1) as begin:
+        for width in (64, 256):
+            for case in cases:
+                begin(f"2 × {width}, {case}")
+                rows += _case_rows(width, case, rounds)
+        begin("the running Humanoid")
+        rows += _humanoid_rows(6 if quick else 60)
     notes = (
         f"{rounds} rounds of {BLOCK} steps per variant; {METRICS} float64 metrics",
         f"x of both hook points every step, y every {Y_EVERY}th",

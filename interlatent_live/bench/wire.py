@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import zmq
 
+from interlatent_live.bench.progress import progress_bar
 from interlatent_live.bench.report import bench_report, bench_row, median
 from interlatent_live.stream import (
     Activations,
@@ -78,7 +79,7 @@ def run(*, quick: bool = False) -> BenchReport:
     """Rates of both, with and without CURVE, and the cost of the codec alone."""
     rounds, seconds = (2, 0.4) if quick else (5, 1.2)
     rows: list[BenchRow] = []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, progress_bar(2 * rounds + 1) as begin:
         keys = KeyDirectory(Path(folder) / "keys")
         keys.create("service", KeyRole.SERVICE)
         keys.create(AGENT, KeyRole.AGENT)
@@ -86,12 +87,14 @@ def run(*, quick: bool = False) -> BenchReport:
             path = keys.path if secured else None
             ours, arrays, frame = [], [], []
             # Interleaved, so that whatever else the machine does hits all alike.
-            for _ in range(rounds):
+            for number in range(rounds):
+                begin(f"{'CURVE' if secured else 'no encryption'}, {number + 1} of {rounds}")
                 arrays.append(_measure(_send_arrays, _receive_bare, path, seconds))
                 ours.append(_measure(_send_ours, _receive_ours, path, seconds))
                 frame.append(_measure(_send_frame, _receive_bare, path, seconds))
             rows += _rows("CURVE" if secured else "no encryption", ours, arrays, frame)
-    rows += _codec_rows(50 if quick else 400)
+        begin("the codec alone")
+        rows += _codec_rows(50 if quick else 400)
     return bench_report(
         "wire",
         rows,

@@ -12,6 +12,7 @@ from interlatent_live.bench.registry import BENCHES
 def _short(monkeypatch, tmp_path):
     monkeypatch.setattr(encoder, "BURST_SECONDS", 0.001)
     monkeypatch.delenv(encoder.PEERS_VARIABLE, raising=False)
+    monkeypatch.setattr(encoder, "DEFAULT_PEERS", tmp_path / "none")
 
 
 def test_without_peers_it_says_so_and_shows_the_product():
