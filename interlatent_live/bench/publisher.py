@@ -10,13 +10,16 @@ import json
 import sys
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import numpy as np
 
 from interlatent_live.agent.tap import Tap
 from interlatent_live.stream import HookPointSpec, MetricSpec
+
+FLUSH_S: Final = 4.0
+"""Longest that all agents of a process together wait for their last rows to be taken."""
 
 
 class Orders(msgspec.Struct, frozen=True):
@@ -78,8 +81,9 @@ def publish(orders: Orders) -> dict[str, Any]:
         due += 1.0 / orders.hz
         time.sleep(max(0.0, due - time.perf_counter()))
     took = time.perf_counter() - began
+    end = time.perf_counter() + FLUSH_S
     for agent in agents:
-        agent.tap.close(10.0)
+        agent.tap.close(max(0.2, end - time.perf_counter()))
     stats = [agent.tap.stats() for agent in agents]
     lost: dict[str, int] = {}
     for one in stats:
