@@ -58,11 +58,11 @@ logger = logging.getLogger(__name__)
 
 PERIOD_S: Final = 0.008
 """Least pause between two turns: what collects meanwhile is one message."""
-LONGEST_S: Final = 0.05
+LONGEST_S: Final = 0.012
+"""Longest pause: with what follows, steps must become features within 20 ms."""
 REST: Final = 24
-"""A pause is so many times as long as the turn before it, up to the longest: the sender takes at
-most a twenty-fifth of the time from its agent, and where the machine is busy (its turns then take
-longer) messages get fewer and larger by themselves."""
+"""A pause is so many times as long as the turn before it, up to the longest: where the machine is
+busy and turns take longer, messages get fewer and larger by themselves."""
 GREETING_S: Final = 1.0
 """How long a closing tap waits for a service that may just be starting."""
 GOODBYE_MS: Final = 200
