@@ -1,4 +1,4 @@
-"""A TCP proxy between agent and encoder that delays, throttles, cuts, truncates and swallows bytes.
+"""A TCP proxy between agent and encoder that delays, cuts and truncates.
 
 It works below ZMTP and knows nothing of messages: what it does is what a bad link, a dying router
 or a broken middlebox does. Duplicated and reordered *bytes* cannot reach a TCP peer, so those two
@@ -33,7 +33,6 @@ class _Way:
     upstream: bool
     waiting: deque[tuple[float, bytes]] = field(default_factory=deque)
     held: int = 0
-    tokens: float = 0.0
 
 
 class ByteProxy:
@@ -41,13 +40,11 @@ class ByteProxy:
 
     Attributes:
         delay_s: how long each byte is held, in either direction.
-        bytes_per_s: most that goes from agent to encoder, 0 for as much as comes.
         connections: how many were made so far.
     """
 
     def __init__(self, host: str, port: int) -> None:
         self.delay_s = 0.0
-        self.bytes_per_s = 0.0
         self.connections = 0
         self._target = (host, port)
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -84,10 +81,6 @@ class ByteProxy:
     def truncate(self) -> None:
         """Pass half of the next bytes of the agent on, then reset its connection."""
         self._do("truncate")
-
-    def swallow(self) -> None:
-        """Lose a hundred bytes out of the middle of the agent's next; the connection stays."""
-        self._do("swallow")
 
     def _do(self, action: str) -> None:
         self._actions.append(action)
@@ -148,38 +141,27 @@ class ByteProxy:
         if not data:
             self._close(way)
             return
-        if way.upstream and self._actions:
-            action = self._actions.popleft()
-            if action == "truncate":
-                with suppress(OSError):
-                    way.sink.send(data[: len(data) // 2])
-                self._close(way)
-                return
-            if action == "swallow":
-                middle = len(data) // 2
-                data = data[:middle] + data[middle + 100 :]
+        if way.upstream and "truncate" in self._actions:
+            self._actions.remove("truncate")
+            with suppress(OSError):
+                way.sink.send(data[: len(data) // 2])
+            self._close(way)
+            return
         way.waiting.append((time.monotonic() + self.delay_s, data))
         way.held += len(data)
 
     def _pass_on(self, way: _Way) -> None:
         now = time.monotonic()
-        limited = way.upstream and self.bytes_per_s > 0
-        if limited:
-            way.tokens = min(way.tokens + self.bytes_per_s * _TURN_S, self.bytes_per_s / 4)
         while way.waiting and way.waiting[0][0] <= now:
             due, data = way.waiting[0]
-            part = data[: int(way.tokens)] if limited else data
-            if not part:
-                return
             try:
-                sent = way.sink.send(part)
+                sent = way.sink.send(data)
             except BlockingIOError:
                 return
             except OSError:
                 self._close(way)
                 return
             way.held -= sent
-            way.tokens -= sent
             if sent == len(data):
                 way.waiting.popleft()
             else:

@@ -137,19 +137,3 @@ class Reorders:
             self.count += 1
             return []
         return [frames]
-
-
-class Loses:
-    """Loses some messages of rows, without a word."""
-
-    def __init__(self, share: float = 0.05, seed: int = 0) -> None:
-        self.count = 0
-        self._share = share
-        self._random = random.Random(seed)
-
-    def __call__(self, frames: Frames) -> list[Frames]:
-        """The message, or nothing."""
-        if kind_of(frames) == "steps" and self._random.random() < self._share:
-            self.count += 1
-            return []
-        return [frames]

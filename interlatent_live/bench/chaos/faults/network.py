@@ -1,4 +1,4 @@
-"""What a network does: delay, a thin link, cuts, bytes and messages lost, doubled, out of order."""
+"""What a network does: delay, cuts, messages doubled and out of order."""
 
 from __future__ import annotations
 
@@ -7,12 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from interlatent_live.bench.chaos.faults.byte_proxy import ByteProxy
 from interlatent_live.bench.chaos.faults.fault import Fault
-from interlatent_live.bench.chaos.faults.message_proxy import (
-    Duplicates,
-    Loses,
-    MessageProxy,
-    Reorders,
-)
+from interlatent_live.bench.chaos.faults.message_proxy import Duplicates, MessageProxy, Reorders
 from interlatent_live.bench.chaos.rig import port_of
 
 if TYPE_CHECKING:
@@ -53,23 +48,6 @@ class Delay(_ThroughBytes):
         """Shorten it."""
         del rig, agent
         self.proxy.delay_s = 0.0
-
-
-class ThinLink(_ThroughBytes):
-    """A link that takes less than the agent has to say."""
-
-    name = "slow reader: network"
-    about = "a byte proxy takes 40 kB/s from an agent that has a megabyte a second to say"
-
-    def strike(self, rig: Rig, agent: AgentProcess) -> None:
-        """Throttle."""
-        del rig, agent
-        self.proxy.bytes_per_s = 40e3
-
-    def lift(self, rig: Rig, agent: AgentProcess) -> None:
-        """Let it flow."""
-        del rig, agent
-        self.proxy.bytes_per_s = 0.0
 
 
 class _Repeated(_ThroughBytes):
@@ -134,23 +112,12 @@ class Truncates(_Repeated):
         self.proxy.truncate()
 
 
-class Swallows(_Repeated):
-    """A stream that loses its framing."""
-
-    name = "network swallows bytes"
-    about = "every 0.7 s a hundred bytes vanish in mid-stream; the connection stays, out of step"
-
-    def act(self) -> None:
-        """Lose them."""
-        self.proxy.swallow()
-
-
 class _ThroughMessages(Fault):
     """The agent reaches the encoder through a message proxy."""
 
     proxy: MessageProxy
-    make: ClassVar[Callable[[], Duplicates | Reorders | Loses]]
-    meddle: Duplicates | Reorders | Loses
+    make: ClassVar[Callable[[], Duplicates | Reorders]]
+    meddle: Duplicates | Reorders
 
     def prepare(self, rig: Rig, stack: ExitStack) -> str:
         """Put the proxy in between."""
@@ -188,11 +155,3 @@ class Reordered(_ThroughMessages):
     name = "messages reordered"
     about = "a message proxy lets one or two messages overtake every tenth"
     make = Reorders
-
-
-class Lost(_ThroughMessages):
-    """Messages that never come."""
-
-    name = "messages lost"
-    about = "a message proxy loses every twentieth message of rows without a word"
-    make = Loses
