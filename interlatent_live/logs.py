@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TextIO, cast
 
 import structlog
 
+from interlatent_live.log_pipe import PipeHandler, is_pipe
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, MutableMapping
 
@@ -60,11 +62,12 @@ def configure_logging(
     """Make this process write its log, one event a line, to ``stream`` (standard error).
 
     ``auto`` is for people when the stream is a terminal and JSON lines otherwise. Every event says
-    which ``service`` it is of, unless it names one itself. Called again, it replaces what it set.
+    which ``service`` it is of, unless it names one itself. Into a pipe that nobody reads it never
+    waits (:mod:`interlatent_live.log_pipe`). Called again, it replaces what it set.
     """
     out = sys.stderr if stream is None else stream
     people = log_format == "console" or (log_format == "auto" and out.isatty())
-    handler = logging.StreamHandler(out)
+    handler = PipeHandler(out.fileno()) if is_pipe(out) else logging.StreamHandler(out)
     handler.set_name(_ROOT)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
