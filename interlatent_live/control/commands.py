@@ -12,12 +12,12 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from interlatent_live.errors import UserError
-
-if TYPE_CHECKING:
-    from interlatent_live.interventions.values import Intervention
+from interlatent_live.interventions.values import (
+    Intervention,  # noqa: TC001 - the wire's decoder reads annotations
+)
 
 MAX_TEXT: Final = 1_000
 """Characters of a reason."""
@@ -25,6 +25,8 @@ MAX_NAME: Final = 200
 """Characters of an id, an actor or a lease."""
 MAX_CHANGES: Final = 64
 """Interventions that one command may ask for."""
+MAX_ACTION: Final = 1_024
+"""Numbers of an action that a person gives instead of the policy's."""
 
 
 class Operation(StrEnum):
@@ -46,10 +48,20 @@ class Operation(StrEnum):
     """Keep a lease, and with it the interventions made under it."""
     RELEASE = "release"
     """Give a lease up."""
+    APPROVE = "approve"
+    """Let an agent that asked go on, perhaps with another action for one step."""
+    REFUSE = "refuse"
+    """Tell an agent that asked no: it stays held."""
+    ESCALATE = "escalate"
+    """Hand an agent's question to somebody with more rights, once, with its time begun anew."""
 
 
-ENERGISING: Final = frozenset({Operation.INTERVENE, Operation.STEP, Operation.RESUME})
+ENERGISING: Final = frozenset(
+    {Operation.INTERVENE, Operation.STEP, Operation.RESUME, Operation.APPROVE}
+)
 """Operations that add energy: they fail closed. All others must always work."""
+ANSWERING: Final = frozenset({Operation.APPROVE, Operation.REFUSE, Operation.ESCALATE})
+"""Operations that answer a question; ``targets`` is its one id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +107,12 @@ class Command:
     """The agent's control version on which an energising command was decided."""
     changes: tuple[Change, ...] = ()
     targets: tuple[str, ...] = ()
-    """Of a revert: ids of the commands whose interventions end; all, when empty."""
+    """Of a revert: ids of the commands whose interventions end; all, when empty. Of an answer: the
+    id of the question."""
     dry_run: bool = False
     """Of an intervention: compute and log what it would do, and do nothing."""
+    action: tuple[float, ...] = ()
+    """Of an approval: the action of the next step instead of the policy's, flattened."""
 
     def __post_init__(self) -> None:
         for name, text, longest in (
@@ -119,12 +134,22 @@ class Command:
             raise UserError(
                 f"a command asks for {len(self.changes)} interventions; {MAX_CHANGES} are allowed"
             )
-        if self.targets and self.operation is not Operation.REVERT:
-            raise UserError("only a revert names the commands that it ends")
+        self._check_targets()
         if self.dry_run and self.operation is not Operation.INTERVENE:
             raise UserError(f"only interventions have a dry run; {self.operation} has none")
         if self.operation in {Operation.RENEW, Operation.RELEASE} and not self.lease:
             raise UserError(f"{self.operation} must name the lease")
+
+    def _check_targets(self) -> None:
+        if self.operation in ANSWERING:
+            if len(self.targets) != 1:
+                raise UserError(f"{self.operation} must name the one question that it answers")
+        elif self.targets and self.operation is not Operation.REVERT:
+            raise UserError("only a revert names the commands that it ends")
+        if self.action and self.operation is not Operation.APPROVE:
+            raise UserError("only an approval may give another action")
+        if len(self.action) > MAX_ACTION or not all(map(math.isfinite, self.action)):
+            raise UserError(f"an action has at most {MAX_ACTION} numbers, all of them finite")
 
     @property
     def energising(self) -> bool:

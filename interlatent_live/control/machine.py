@@ -11,8 +11,9 @@ which the tests try to break with random schedules:
 - The same command twice has one effect and the same answer.
 - Whatever cannot be understood is refused; nothing refused has an effect.
 
-Time is a monotonic clock in nanoseconds. A decision carries the moment until which it may be used,
-so that an agent whose control thread died still ends what must end.
+Time is a monotonic clock in nanoseconds. A decision carries the moments at which what it allows
+ends, so that an agent whose control thread died still ends what must end: the acting thread's side
+is :mod:`interlatent_live.control.turns`.
 """
 
 from __future__ import annotations
@@ -22,10 +23,9 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
-from interlatent_live.control.commands import Change, Command, Operation
+from interlatent_live.control.commands import ANSWERING, Change, Command, Operation
 from interlatent_live.errors import UserError
 from interlatent_live.interventions.values import Kind, Plan
-from interlatent_live.stream import Controller
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -95,10 +95,11 @@ class Answer:
 class Happening:
     """Something that took effect or ended, for acknowledgements, journal and audit.
 
-    ``seq`` is the row from which it holds.
+    ``version`` is the state that it is a part of: it holds from the row in which the acting thread
+    first used that version, or a later one.
     """
 
-    seq: int
+    version: int
     command_id: str
     operation: Operation
     fate: Fate
@@ -107,8 +108,30 @@ class Happening:
 
 
 @dataclass(frozen=True, slots=True)
+class Question:
+    """What a held agent asks a person."""
+
+    question_id: str
+    number: int
+    """Counts an agent's questions from 1."""
+    rule: str
+    until_ns: int
+    """When nobody's answer becomes a stop."""
+    escalated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Substitute:
+    """An action that a person gave in answer to a question, for one step."""
+
+    number: int
+    """Of the question."""
+    action: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Decision:
-    """What the agent may do until ``until_ns``; afterwards it must ask again."""
+    """What the agent may do, and until when."""
 
     version: int
     mode: Mode
@@ -117,17 +140,22 @@ class Decision:
     shadows: tuple[Plan, ...]
     """Dry runs: to be computed beside, never applied."""
     until_ns: int
-
-    @property
-    def controller(self) -> Controller:
-        """The tag of steps taken under this decision."""
-        if self.mode is not Mode.RUNNING:
-            return Controller.HOLD
-        return Controller.INTERVENTION if self.plans else Controller.POLICY
+    """When the first of plans and dry runs ends; NEVER without any."""
+    hold_until_ns: int
+    """When a hold becomes a stop; NEVER unless held."""
+    overseen_until_ns: int
+    """When an agent that may act under oversight only must hold; NEVER for others."""
+    grant: int = 0
+    """Number of the single step that a held agent may take; each number is good for one."""
+    questions: int = 0
+    """How many of the agent's questions were taken in."""
+    substitute: Substitute | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class _Active:
+class InForce:
+    """A command whose interventions (or dry runs) are in force."""
+
     command: Command
     until_ns: int
 
@@ -161,8 +189,11 @@ class ControlMachine:
         self._mode = Mode.STOPPED if stopped else Mode.RUNNING
         self._version = 0
         self._hold_until = NEVER
-        self._one_step = False
-        self._active: dict[str, _Active] = {}
+        self._grant = 0
+        self._questions = 0
+        self._question: Question | None = None
+        self._substitute: Substitute | None = None
+        self._active: dict[str, InForce] = {}
         self._leases: dict[str, int] = {}
         self._answers: OrderedDict[str, tuple[str, Answer]] = OrderedDict()
         # An agent that does not step must not be filled up by whoever sends it commands.
@@ -188,9 +219,24 @@ class ControlMachine:
         return self._decision
 
     @property
-    def active(self) -> tuple[str, ...]:
-        """Ids of the commands whose interventions (or dry runs) are in force."""
-        return tuple(self._active)
+    def active(self) -> tuple[InForce, ...]:
+        """What is in force, dry runs among it."""
+        return tuple(self._active.values())
+
+    @property
+    def leases(self) -> tuple[str, ...]:
+        """The leases that live."""
+        return tuple(self._leases)
+
+    @property
+    def question(self) -> Question | None:
+        """What the agent waits to hear about."""
+        return self._question
+
+    def next_end_ns(self) -> int:
+        """When :meth:`tick` has something to end; NEVER when nothing is to end by itself."""
+        ends = [self._hold_until, *self._leases.values()]
+        return min(ends + [one.until_ns for one in self._active.values()])
 
     # -- what happens ---------------------------------------------------------------------------
 
@@ -231,25 +277,51 @@ class ControlMachine:
                 self._end(command_id, Fate.EXPIRED)
         if self._mode is Mode.HELD and self._now >= self._hold_until:
             self._stop()
-            self._pending.append(
-                Happening(-1, "", Operation.STOP, Fate.APPLIED, "", "the hold expired")
-            )
+            self._note_own(Operation.STOP, "the hold expired")
         self._check_oversight()
         self._decision = self._decide()
 
-    def begin_step(self, seq: int, now_ns: int) -> tuple[Decision, tuple[Happening, ...]]:
-        """The decision for row ``seq``, and what took effect or ended with it.
+    def refusal(self, command: Command, now_ns: int) -> str:
+        """Why the command would be refused now; empty when it would be obeyed (or was before)."""
+        self.tick(now_ns)
+        return "" if command.command_id in self._answers else next(self._reasons(command), "")
 
-        A single step that was granted to a held agent is used up by this call.
+    def ask(self, question_id: str, rule: str, timeout_ns: int, now_ns: int) -> None:
+        """Hold because a rule of the agent's fired, and wait for a person's answer.
+
+        Without one the hold becomes a stop after ``timeout_ns``. An agent that is held already
+        asks nothing more, and one that is stopped waits for a resume.
         """
         self.tick(now_ns)
-        decision = self._decision
-        if self._one_step and self._mode is Mode.HELD:
-            self._one_step = False
-            decision = replace(decision, mode=Mode.RUNNING, until_ns=self._now)
-        happened = tuple(replace(item, seq=seq) for item in self._pending)
+        self._questions += 1
+        if self._mode is Mode.RUNNING:
+            self._hold(min(timeout_ns, self._limits.max_hold_ns))
+            self._question = Question(question_id, self._questions, rule, self._hold_until)
+            self._pending.append(
+                Happening(
+                    self._version, question_id, Operation.HOLD, Fate.APPLIED, "", f"asks: {rule}"
+                )
+            )
+        self._decision = self._decide()
+
+    def used(self, grant: int) -> None:
+        """The acting thread took the single step of that number."""
+        if grant == self._grant:
+            self._grant = 0
+            self._decision = self._decide()
+
+    def revert(self, why: str, now_ns: int) -> None:
+        """End all interventions, for a reason of the agent's own."""
+        self.tick(now_ns)
+        for command_id in tuple(self._active):
+            self._end(command_id, Fate.REVERTED, why)
+        self._decision = self._decide()
+
+    def happened(self) -> tuple[Happening, ...]:
+        """What took effect or ended since this was last asked."""
+        happened = tuple(self._pending)
         self._pending.clear()
-        return decision, happened
+        return happened
 
     # -- refusing -------------------------------------------------------------------------------
 
@@ -266,14 +338,29 @@ class ControlMachine:
                 )
             if self._limits.require_oversight and not self._leases:
                 yield "this agent acts under oversight only: hold a lease first"
-        if operation is Operation.STEP and self._mode is not Mode.HELD:
-            yield f"a single step is for a held agent; this one is {self._mode}"
-        if operation is Operation.RESUME and self._mode is Mode.RUNNING:
-            yield "the agent is running"
+        if operation in {Operation.STEP, Operation.RESUME}:
+            yield from self._reasons_against_going_on(operation)
+        if operation in ANSWERING:
+            yield from self._reasons_against_answer(command)
         if operation is Operation.INTERVENE:
             yield from self._reasons_against_intervention(command)
             for change in command.changes:
                 yield from self._reasons_against(change)
+
+    def _reasons_against_going_on(self, operation: Operation) -> Iterator[str]:
+        if operation is Operation.STEP and self._mode is not Mode.HELD:
+            yield f"a single step is for a held agent; this one is {self._mode}"
+        if operation is Operation.RESUME and self._mode is Mode.RUNNING:
+            yield "the agent is running"
+        if operation is Operation.RESUME and self._question is not None:
+            yield f"the agent asks about {self._question.rule!r}: approve or refuse that"
+
+    def _reasons_against_answer(self, command: Command) -> Iterator[str]:
+        question = self._question
+        if question is None or command.targets != (question.question_id,):
+            yield "the agent does not ask that (any more)"
+        elif command.operation is Operation.ESCALATE and question.escalated:
+            yield "it is escalated already"
 
     def _reasons_against_intervention(self, command: Command) -> Iterator[str]:
         limits = self._limits
@@ -320,18 +407,17 @@ class ControlMachine:
     def _obey(self, command: Command) -> None:
         match command.operation:
             case Operation.INTERVENE:
-                self._active[command.command_id] = _Active(command, self._now + command.ttl_ns)
+                self._active[command.command_id] = InForce(command, self._now + command.ttl_ns)
                 self._version += 1
             case Operation.REVERT:
                 self._end_all(command.targets)
             case Operation.HOLD:
                 self._hold(min(command.ttl_ns, self._limits.max_hold_ns))
             case Operation.STEP:
-                self._one_step = True
                 self._version += 1
+                self._grant = self._version
             case Operation.RESUME:
-                self._mode, self._hold_until, self._one_step = Mode.RUNNING, NEVER, False
-                self._version += 1
+                self._run()
             case Operation.STOP:
                 self._stop()
             case Operation.RENEW:
@@ -341,7 +427,30 @@ class ControlMachine:
             case Operation.RELEASE:
                 self._lose(command.lease)
                 self._check_oversight()
+            case _:
+                self._obey_answer(command)
         self._note(command, Fate.APPLIED)
+
+    def _obey_answer(self, command: Command) -> None:
+        question = self._question
+        if question is None:  # pragma: no cover - refused before
+            raise AssertionError("nothing was asked")
+        if command.operation is Operation.APPROVE:
+            given = Substitute(question.number, command.action) if command.action else None
+            self._run()
+            self._substitute = given
+            return
+        self._version += 1
+        if command.operation is Operation.REFUSE:
+            self._question = None
+            return
+        self._hold_until = self._now + min(command.ttl_ns, self._limits.max_hold_ns)
+        self._question = replace(question, until_ns=self._hold_until, escalated=True)
+
+    def _run(self) -> None:
+        self._mode, self._hold_until, self._grant = Mode.RUNNING, NEVER, 0
+        self._question = self._substitute = None
+        self._version += 1
 
     def _hold(self, lasts_ns: int) -> None:
         self._end_all()
@@ -350,20 +459,23 @@ class ControlMachine:
         # A second hold never postpones the first one's end: holding on needs a decision.
         until = self._now + lasts_ns
         self._hold_until = min(self._hold_until, until) if self._mode is Mode.HELD else until
-        self._mode, self._one_step = Mode.HELD, False
+        self._mode, self._grant, self._substitute = Mode.HELD, 0, None
+        # A person who holds takes the question over: the answer would be a resume.
+        self._question = None
         self._version += 1
 
     def _stop(self) -> None:
         self._end_all()
         if self._mode is not Mode.STOPPED:
-            self._mode, self._hold_until, self._one_step = Mode.STOPPED, NEVER, False
+            self._mode, self._hold_until, self._grant = Mode.STOPPED, NEVER, 0
+            self._question = self._substitute = None
             self._version += 1
 
     def _check_oversight(self) -> None:
         if self._limits.require_oversight and not self._leases and self._mode is Mode.RUNNING:
             self._hold(self._limits.max_hold_ns)
             why = "oversight was lost" if self._ever_overseen else "nobody oversees this agent yet"
-            self._pending.append(Happening(-1, "", Operation.HOLD, Fate.APPLIED, "", why))
+            self._note_own(Operation.HOLD, why)
 
     def _lose(self, lease: str) -> None:
         self._leases.pop(lease, None)
@@ -376,31 +488,42 @@ class ControlMachine:
             if command_id in self._active:
                 self._end(command_id, Fate.REVERTED)
 
-    def _end(self, command_id: str, fate: Fate) -> None:
+    def _end(self, command_id: str, fate: Fate, detail: str = "") -> None:
         active = self._active.pop(command_id)
         self._version += 1
-        self._note(active.command, fate)
+        self._note(active.command, fate, detail)
 
     def _note(self, command: Command, fate: Fate, detail: str = "") -> None:
         self._pending.append(
-            Happening(-1, command.command_id, command.operation, fate, command.actor, detail)
+            Happening(
+                self._version, command.command_id, command.operation, fate, command.actor, detail
+            )
         )
+
+    def _note_own(self, operation: Operation, why: str) -> None:
+        self._pending.append(Happening(self._version, "", operation, Fate.APPLIED, "", why))
 
     # -- deciding -------------------------------------------------------------------------------
 
     def _decide(self) -> Decision:
-        ends = [self._hold_until, *self._leases.values()]
-        ends += [active.until_ns for active in self._active.values()]
+        active = self._active.values()
+        ends = [min(one.until_ns, self._leases[one.command.lease]) for one in active]
+        overseen = max(self._leases.values(), default=self._now)
         return Decision(
             self._version,
             self._mode,
-            _plans(self._active.values(), self._limits, dry=False),
-            _plans(self._active.values(), self._limits, dry=True),
-            min(ends),
+            _plans(active, self._limits, dry=False),
+            _plans(active, self._limits, dry=True),
+            min(ends, default=NEVER),
+            self._hold_until,
+            overseen if self._limits.require_oversight else NEVER,
+            self._grant,
+            self._questions,
+            self._substitute,
         )
 
 
-def _plans(active: Iterable[_Active], limits: ControlLimits, *, dry: bool) -> tuple[Plan, ...]:
+def _plans(active: Iterable[InForce], limits: ControlLimits, *, dry: bool) -> tuple[Plan, ...]:
     """What is in force, or in dry run, per hook point, under the tightest of the bounds."""
     changes: dict[str, list[Change]] = {}
     for item in active:

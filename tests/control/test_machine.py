@@ -13,7 +13,7 @@ from hypothesis.stateful import (
     rule,
 )
 
-from interlatent_live.control.commands import Change, Command, Operation
+from interlatent_live.control.commands import ANSWERING, Change, Command, Operation
 from interlatent_live.control.machine import (
     REMEMBERED,
     ControlLimits,
@@ -21,9 +21,9 @@ from interlatent_live.control.machine import (
     Fate,
     Mode,
 )
+from interlatent_live.control.turns import TurnReader
 from interlatent_live.errors import UserError
 from interlatent_live.interventions.values import FeatureCondition, Intervention, Kind
-from interlatent_live.stream import Controller
 
 SECOND = 1_000_000_000
 LIMITS = ControlLimits(
@@ -50,6 +50,15 @@ def command(operation, command_id="c1", *, ttl=5.0, **fields):
     return Command(command_id, operation, "ada", "a test", int(ttl * SECOND), **fields)
 
 
+def begin_step(machine, now, reader=None):
+    """What the acting thread does: its turn, and what happened until then."""
+    reader = reader or TurnReader()
+    machine.tick(now)
+    turn = reader.read(machine.decision, now)
+    machine.used(reader.take(machine.decision, turn))
+    return turn, machine.happened()
+
+
 @pytest.fixture
 def machine():
     made = ControlMachine(LIMITS, now_ns=0)
@@ -65,18 +74,16 @@ def intervene(machine, command_id="c1", changes=None, now=0, **fields):
 
 def test_an_intervention_is_in_force_from_the_next_step_and_ends_at_its_deadline(machine):
     assert intervene(machine, ttl=1.0).accepted
-    decision, happened = machine.begin_step(7, 1)
+    decision, happened = begin_step(machine, 1)
     assert [plan.hook_point for plan in decision.plans] == ["net.0"]
-    assert decision.controller is Controller.INTERVENTION
-    assert decision.until_ns == SECOND
-    assert (happened[-1].seq, happened[-1].fate, happened[-1].command_id) == (
-        7,
+    assert machine.decision.until_ns == SECOND
+    assert (happened[-1].version, happened[-1].fate, happened[-1].command_id) == (
+        machine.version,
         Fate.APPLIED,
         "c1",
     )
-    decision, happened = machine.begin_step(8, SECOND)
+    decision, happened = begin_step(machine, SECOND)
     assert decision.plans == ()
-    assert decision.controller is Controller.POLICY
     assert [item.fate for item in happened] == [Fate.EXPIRED]
 
 
@@ -85,7 +92,7 @@ def test_losing_the_lease_ends_its_interventions_and_no_others(machine):
     intervene(machine, "mine", ttl=9.0)
     intervene(machine, "theirs", (change(point="net.2"),), ttl=9.0, lease="M")
     machine.receive(command(Operation.RENEW, "r3", lease="M"), SECOND)
-    decision, happened = machine.begin_step(1, 2 * SECOND)
+    decision, happened = begin_step(machine, 2 * SECOND)
     assert [plan.hook_point for plan in decision.plans] == ["net.2"]
     assert (happened[-1].command_id, happened[-1].fate) == ("mine", Fate.LEASE_LOST)
 
@@ -137,10 +144,10 @@ def test_a_condition_is_parsed_where_it_will_be_evaluated():
 def test_a_dry_run_needs_the_version_of_nothing_and_is_never_applied(machine):
     answer = intervene(machine, dry_run=True, base_version=None)
     assert answer.accepted
-    decision, _ = machine.begin_step(1, 0)
+    decision, _ = begin_step(machine, 0)
     assert decision.plans == ()
     assert len(decision.shadows) == 1
-    assert decision.controller is Controller.POLICY
+    assert decision.mode is Mode.RUNNING
 
 
 def test_the_same_command_twice_has_one_effect_and_one_answer(machine):
@@ -166,8 +173,8 @@ def test_a_command_from_long_ago_is_not_obeyed_again(machine):
 def test_a_hold_expires_into_a_stop_and_a_second_hold_does_not_postpone_that(machine):
     assert machine.receive(command(Operation.HOLD, "h", ttl=4.0), 0).accepted
     assert machine.receive(command(Operation.HOLD, "h2", ttl=9.0), 3 * SECOND).accepted
-    assert machine.begin_step(1, 3 * SECOND)[0].controller is Controller.HOLD
-    decision, happened = machine.begin_step(2, 4 * SECOND)
+    assert begin_step(machine, 3 * SECOND)[0].mode is Mode.HELD
+    decision, happened = begin_step(machine, 4 * SECOND)
     assert decision.mode is Mode.STOPPED
     assert happened[-1].detail == "the hold expired"
 
@@ -176,10 +183,9 @@ def test_a_held_agent_takes_single_steps(machine):
     machine.receive(command(Operation.HOLD, "h"), 0)
     step = command(Operation.STEP, "s", base_version=machine.version)
     assert machine.receive(step, 0).accepted
-    decision, _ = machine.begin_step(1, 10)
+    decision, _ = begin_step(machine, 10)
     assert decision.mode is Mode.RUNNING
-    assert decision.until_ns <= 10, "the permission is for this step alone"
-    assert machine.begin_step(2, 20)[0].mode is Mode.HELD
+    assert begin_step(machine, 20)[0].mode is Mode.HELD
 
 
 def test_a_stop_is_never_refused_and_ends_by_a_resume_alone(machine):
@@ -188,19 +194,19 @@ def test_a_stop_is_never_refused_and_ends_by_a_resume_alone(machine):
     assert machine.receive(stop, 0).accepted
     for other in (Operation.HOLD, Operation.REVERT, Operation.RENEW, Operation.RELEASE):
         machine.receive(command(other, f"then {other}"), 1)
-    decision, _ = machine.begin_step(1, 500 * SECOND)
+    decision, _ = begin_step(machine, 500 * SECOND)
     assert decision.mode is Mode.STOPPED
     assert decision.plans == ()
     stale = command(Operation.RESUME, "r0", base_version=0)
     assert not machine.receive(stale, 501 * SECOND).accepted
     resume = command(Operation.RESUME, "r1", base_version=machine.version)
     assert machine.receive(resume, 501 * SECOND).accepted
-    assert machine.begin_step(2, 501 * SECOND)[0].mode is Mode.RUNNING
+    assert begin_step(machine, 501 * SECOND)[0].mode is Mode.RUNNING
 
 
 def test_a_latched_stop_is_there_from_the_start():
     machine = ControlMachine(LIMITS, now_ns=0, stopped=True)
-    assert machine.begin_step(0, 0)[0].mode is Mode.STOPPED
+    assert begin_step(machine, 0)[0].mode is Mode.STOPPED
 
 
 def test_without_a_safe_action_there_is_no_hold_and_no_stop_but_a_reason():
@@ -208,14 +214,14 @@ def test_without_a_safe_action_there_is_no_hold_and_no_stop_but_a_reason():
     for operation in (Operation.HOLD, Operation.STOP):
         answer = machine.receive(command(operation, operation), 0)
         assert "needs a safe action" in answer.reason
-    assert machine.begin_step(0, 0)[0].mode is Mode.RUNNING
+    assert begin_step(machine, 0)[0].mode is Mode.RUNNING
     with pytest.raises(UserError, match="needs a safe action"):
         ControlMachine(replace(LIMITS, safe_action=False, require_oversight=True), now_ns=0)
 
 
 def test_an_agent_that_requires_oversight_holds_without_it():
     machine = ControlMachine(replace(LIMITS, require_oversight=True), now_ns=0)
-    decision, happened = machine.begin_step(0, 0)
+    decision, happened = begin_step(machine, 0)
     assert decision.mode is Mode.HELD
     assert happened[0].detail == "nobody oversees this agent yet"
     resume = command(Operation.RESUME, "early", base_version=machine.version)
@@ -223,14 +229,76 @@ def test_an_agent_that_requires_oversight_holds_without_it():
     machine.receive(command(Operation.RENEW, "r"), 0)
     resume = command(Operation.RESUME, "now", base_version=machine.version)
     assert machine.receive(resume, 1).accepted
-    assert machine.begin_step(1, 1)[0].mode is Mode.RUNNING
-    assert machine.begin_step(2, 3 * SECOND)[0].mode is Mode.HELD
+    assert begin_step(machine, 1)[0].mode is Mode.RUNNING
+    assert begin_step(machine, 3 * SECOND)[0].mode is Mode.HELD
 
 
 def test_a_flood_of_commands_to_an_agent_that_does_not_step_is_bounded(machine):
     for i in range(2 * REMEMBERED):
         machine.receive(command(Operation.REVERT, f"flood {i}"), 0)
-    assert len(machine.begin_step(1, 0)[1]) == REMEMBERED
+    assert len(begin_step(machine, 0)[1]) == REMEMBERED
+
+
+@pytest.fixture
+def asking(machine):
+    machine.ask("q1", "near the edge", 4 * SECOND, 0)
+    return machine
+
+
+def answering(machine, operation, now=SECOND, **fields):
+    fields.setdefault("base_version", machine.version)
+    fields.setdefault("targets", ("q1",))
+    return machine.receive(command(operation, f"{operation} {now}", **fields), now)
+
+
+def test_a_question_holds_until_it_is_approved(asking):
+    assert begin_step(asking, 1)[0].mode is Mode.HELD
+    resume = command(Operation.RESUME, "r", base_version=asking.version)
+    assert "approve or refuse" in asking.receive(resume, 1).reason
+    assert "does not ask" in answering(asking, Operation.APPROVE, targets=("q0",)).reason
+    assert "look again" in answering(asking, Operation.APPROVE, 2, base_version=0).reason
+    assert answering(asking, Operation.APPROVE, 3).accepted
+    assert begin_step(asking, 4)[0].mode is Mode.RUNNING
+
+
+def test_an_approval_may_give_another_action_for_one_step(asking):
+    assert answering(asking, Operation.APPROVE, action=(0.5, -1.0)).accepted
+    reader = TurnReader()
+    assert begin_step(asking, 2 * SECOND, reader)[0].action == (0.5, -1.0)
+    assert begin_step(asking, 2 * SECOND, reader)[0].action == ()
+
+
+def test_a_question_that_nobody_answers_or_that_is_refused_becomes_a_stop(asking):
+    assert answering(asking, Operation.REFUSE).accepted
+    assert begin_step(asking, 3 * SECOND)[0].mode is Mode.HELD
+    assert begin_step(asking, 4 * SECOND)[0].mode is Mode.STOPPED
+
+
+def test_a_question_is_escalated_once_with_its_time_begun_anew(asking):
+    assert answering(asking, Operation.ESCALATE, ttl=4.0).accepted
+    assert "already" in answering(asking, Operation.ESCALATE, 2).reason
+    assert begin_step(asking, 4 * SECOND)[0].mode is Mode.HELD
+    assert begin_step(asking, 5 * SECOND)[0].mode is Mode.STOPPED
+
+
+def test_a_person_who_holds_takes_the_question_over(asking):
+    assert asking.receive(command(Operation.HOLD, "h"), 1).accepted
+    assert "does not ask" in answering(asking, Operation.APPROVE).reason
+
+
+def test_an_agent_that_asked_holds_before_the_control_thread_knows(machine):
+    reader = TurnReader()
+    reader.questions = 1
+    assert reader.read(machine.decision, 0).mode is Mode.HELD
+
+
+def test_without_oversight_an_agent_holds_although_the_control_thread_died():
+    machine = ControlMachine(replace(LIMITS, require_oversight=True), now_ns=0)
+    machine.receive(command(Operation.RENEW, "r"), 0)
+    machine.receive(command(Operation.RESUME, "now", base_version=machine.version), 1)
+    reader = TurnReader()
+    assert reader.read(machine.decision, SECOND).mode is Mode.RUNNING
+    assert reader.read(machine.decision, 2 * SECOND).mode is Mode.HELD
 
 
 class Schedules(RuleBasedStateMachine):
@@ -249,6 +317,9 @@ class Schedules(RuleBasedStateMachine):
         self.owner = {}
         self.stopped = False
         self.hold_until = None
+
+        self.reader = TurnReader()
+        self.old = (self.machine.decision, dict(self.deadlines))
 
     def _name(self):
         self.count += 1
@@ -303,7 +374,9 @@ class Schedules(RuleBasedStateMachine):
 
     @rule(
         target=commands,
-        operation=st.sampled_from([o for o in Operation if o is not Operation.INTERVENE]),
+        operation=st.sampled_from(
+            [o for o in Operation if o is not Operation.INTERVENE and o not in ANSWERING]
+        ),
         lease=st.sampled_from("LM"),
         ttl=st.integers(1, 12),
         fresh=st.booleans(),
@@ -364,22 +437,73 @@ class Schedules(RuleBasedStateMachine):
         self.machine.tick(self.now - back)
         assert self.machine.decision == before
 
+    @rule(timeout=st.integers(1, 12))
+    def a_rule_of_the_agent_fires(self, timeout):
+        self.reader.questions += 1
+        if not self.machine.decision.grant:
+            assert self.reader.read(self.machine.decision, self.now).mode is not Mode.RUNNING
+        self.machine.ask(self._name(), "near the edge", timeout * SECOND, self.now)
+        if not self.stopped and self.hold_until is None:
+            self.deadlines.clear()
+            self.hold_until = self.now + timeout * SECOND
+
+    @rule(
+        target=commands,
+        operation=st.sampled_from(sorted(ANSWERING)),
+        fresh=st.booleans(),
+        right=st.booleans(),
+        ttl=st.integers(1, 12),
+    )
+    def somebody_answers(self, operation, fresh, right, ttl):
+        question = self.machine.question
+        made = Command(
+            self._name(), operation, "bob", "fuzz", ttl * SECOND,
+            base_version=self.machine.version if fresh else -1,
+            targets=(question.question_id if question and right else "another",),
+        )  # fmt: skip
+        answer = self.machine.receive(made, self.now)
+        if answer.accepted:
+            assert question is not None
+            assert right
+            assert self.hold_until is not None
+            if operation is Operation.APPROVE:
+                assert fresh
+                self.hold_until = None
+            if operation is Operation.ESCALATE:
+                assert not question.escalated
+                self.hold_until = self.now + ttl * SECOND
+        return made
+
     @rule()
     def the_agent_steps(self):
-        one_step = self.machine.mode is Mode.HELD
-        decision, _ = self.machine.begin_step(self.seq, self.now)
-        self.seq += 1
-        if decision.mode is Mode.RUNNING and not one_step:
+        granted = self.machine.decision.grant
+        turn, _ = begin_step(self.machine, self.now, self.reader)
+        if turn.mode is Mode.RUNNING and not granted:
             assert not self.stopped
             assert self.hold_until is None
         if self.stopped:
-            assert decision.mode is Mode.STOPPED
-        if decision.mode is not Mode.RUNNING or one_step:
-            assert not decision.plans
+            assert turn.mode is Mode.STOPPED
+        if turn.mode is not Mode.RUNNING or granted:
+            assert not turn.plans
+        if granted and self.hold_until is not None:
+            assert self.reader.read(self.machine.decision, self.now).mode is Mode.HELD
+
+    @rule()
+    def a_decision_is_published(self):
+        self.old = (self.machine.decision, dict(self.deadlines))
+
+    @rule()
+    def the_agent_steps_while_the_control_thread_is_late(self):
+        decision, deadlines = self.old
+        turn = self.reader.read(decision, self.now)
+        if turn.plans or turn.shadows:
+            assert self.now < min(deadlines.values())
+        if self.now >= decision.hold_until_ns:
+            assert turn.mode is Mode.STOPPED
 
     @invariant()
     def exactly_what_should_be_in_force_is(self):
-        assert set(self.machine.active) == set(self.deadlines)
+        assert {one.command.command_id for one in self.machine.active} == set(self.deadlines)
         if self.deadlines:
             assert self.machine.decision.until_ns <= min(self.deadlines.values())
         expected = (
