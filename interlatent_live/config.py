@@ -47,7 +47,7 @@ NONE: Final = "none"
 KIBI: Final = 1024
 MEBI: Final = 1024 * KIBI
 
-ServiceName = Literal["encoder", "correlator", "explainer"]
+ServiceName = Literal["encoder", "correlator", "explainer", "console"]
 
 # ------------------------------------------------------------------------------------ addresses
 
@@ -287,10 +287,6 @@ class ConsoleSettings(_Section):
     clients: Count = 64
     """Feeds over HTTP that may be open at once."""
 
-    def buffers(self) -> BufferBudget:
-        """The console's buffers: one for all clients, whose queues are places in it."""
-        return BufferBudget((Buffer("events for clients", self.replay_bytes),))
-
 
 class LimitSettings(_Section):
     """What may be connected and how much may wait; memory follows from it."""
@@ -391,11 +387,13 @@ class Settings(BaseSettings):
         """Every buffer of a service with its limit; their sum bounds what the service may hold."""
         limits = self.limits
         features = Buffer("features not yet taken up", limits.consumer_bytes)
+        viewers = Buffer("documents for viewers", limits.feed_bytes)
         own = {
             "encoder": (
                 Buffer("steps not yet acknowledged", limits.agent_bytes, limits.agents),
                 Buffer("features not yet acknowledged", limits.consumer_bytes, limits.consumers),
                 Buffer("message being decoded", limits.message_bytes),
+                viewers,
             ),
             "correlator": (
                 features,
@@ -406,10 +404,13 @@ class Settings(BaseSettings):
                     if self.correlator.snapshots is None
                     else (Buffer("tables being saved or compared", limits.statistics_bytes),)
                 ),
+                viewers,
             ),
-            "explainer": (features, Buffer("evidence", limits.evidence_bytes)),
+            "explainer": (features, Buffer("evidence", limits.evidence_bytes), viewers),
+            # One for all clients over HTTP, whose queues are places in it.
+            "console": (Buffer("events for clients", self.console.replay_bytes),),
         }
-        return BufferBudget((*own[service], Buffer("documents for viewers", limits.feed_bytes)))
+        return BufferBudget(own[service])
 
 
 # -------------------------------------------------------------------------------------- buffers

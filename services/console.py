@@ -58,7 +58,7 @@ def serve(settings: Settings) -> None:
         ServiceRuntime(
             "console",
             health=settings.endpoints.console_health,
-            budget=settings.console.buffers(),
+            budget=settings.buffers("console"),
         ) as runtime,
         Network(settings.security.keys) as network,
     ):

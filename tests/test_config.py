@@ -4,7 +4,7 @@ import json
 import socket
 import string
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import pytest
 from hypothesis import given
@@ -16,6 +16,7 @@ from interlatent_live.config import (
     Buffer,
     BufferBudget,
     EndpointSettings,
+    ServiceName,
     Settings,
     describe,
     human_bytes,
@@ -321,7 +322,7 @@ def test_the_sum_of_the_buffers_is_computed_from_the_settings() -> None:
         3 * 2048 + 2 * limits.consumer_bytes + limits.message_bytes + limits.feed_bytes
     )
     assert "2 KiB × 3" in str(budget)
-    assert all(settings.buffers(name).total > 0 for name in ("encoder", "correlator", "explainer"))
+    assert all(settings.buffers(name).total > 0 for name in get_args(ServiceName))
 
 
 def test_bytes_in_words() -> None:

@@ -46,10 +46,10 @@ def demo(
 ) -> None:
     """A trained agent explained while it acts: everything on this machine, nothing to set up.
 
-    Starts the encoder, correlator and explainer as processes of their own and an agent in several
-    copies of its environment. Claims are proposed from a recording that comes with the package and
-    verified only on the episodes you see. No key, no network, no GPU needed. Look from another
-    terminal with `interlatent-live watch`. Ctrl-C ends everything.
+    Starts the encoder, correlator, explainer and console as processes of their own and an agent in
+    several copies of its environment. Claims are proposed from a recording that comes with the
+    package and verified only on the episodes you see. No key, no network, no GPU needed. Look from
+    another terminal with `interlatent-live watch`. Ctrl-C ends everything.
     """
     from interlatent_live.demo.report import summary_lines
     from interlatent_live.demo.run import (

@@ -53,16 +53,13 @@ def console(config: ConfigOption = None, assign: SetOption = None) -> None:
     SQLite in the state folder, or the database that console.store names. Restarted, it goes on
     where it was. Runs until SIGINT or SIGTERM.
     """
-    from interlatent_live.logs import configure_logging
     from interlatent_live.services.console import serve
 
-    settings = resolve_options(config, assign).settings
-    configure_logging("console", level=settings.logging.level, log_format=settings.logging.format)
-    serve(settings)
+    _serve("console", resolve_options(config, assign).settings, serve)
 
 
 def up(config: ConfigOption = None, assign: SetOption = None) -> None:
-    """Start encoder, correlator and explainer on this machine and keep them up.
+    """Start encoder, correlator, explainer and console on this machine and keep them up.
 
     A service that dies comes back with growing pauses, and what it missed is counted. Point agents
     at endpoints.agents, then look with `interlatent-live watch`. Ctrl-C stops everything.
@@ -82,6 +79,7 @@ def up(config: ConfigOption = None, assign: SetOption = None) -> None:
             wait_ready(engine, [spec.name for spec in specs], timeout_s=120.0)
             print(f"up: agents connect to {settings.endpoints.agents}; look with")
             print("  interlatent-live watch")
+            print(f"or over HTTP: http://{settings.console.http}/api/v1 (docs/api.md)")
             print("Ctrl-C stops everything", flush=True)
             wait_until_one_fails(engine)
         except KeyboardInterrupt:

@@ -89,6 +89,10 @@ class Screen(Protocol):
         """Something happens before there is anything to watch."""
         ...
 
+    def up(self, url: str) -> None:
+        """Every service is ready; ``url`` is the console's."""
+        ...
+
     def update(self, state: FeedState) -> None:
         """The state has moved."""
         ...
@@ -116,7 +120,8 @@ def free_settings(settings: Settings) -> Settings:
     So a first demo can be watched with a plain ``interlatent-live watch``, and a second one beside
     a running system still works.
     """
-    free = all(_is_free(getattr(settings.endpoints, n)) for n in EndpointSettings.model_fields)
+    endpoints = (getattr(settings.endpoints, name) for name in EndpointSettings.model_fields)
+    free = all(_is_free(one) for one in (*endpoints, settings.console.http))
     return settings if free else on_free_ports(settings)
 
 
@@ -153,8 +158,9 @@ def run_demo(
         specs = service_specs(settings)
         for spec in specs:
             engine.start(spec)
-        screen.starting("starting encoder, correlator and explainer …")
+        screen.starting(f"starting {', '.join(spec.name for spec in specs)} …")
         wait_ready(engine, [spec.name for spec in specs], READY_WITHIN_S)
+        screen.up(f"http://{settings.console.http}")
         client = stack.enter_context(FeedClient(settings.endpoints.feeds()))
         report_file = folder / "agent.json"
         started_ns = time.time_ns()

@@ -53,6 +53,10 @@ class LiveScreen:
         """Show what is being waited for."""
         self._live.update(message, refresh=True)
 
+    def up(self, url: str) -> None:
+        """Leave the console's address above the screen."""
+        self._live.console.print(_console_line(url), highlight=False)
+
     def update(self, state: FeedState) -> None:
         """Redraw, if it is time."""
         now = time.monotonic()
@@ -97,6 +101,10 @@ class PlainScreen:
         """Show what is being waited for."""
         self._progress.update(self._task, description=message)
 
+    def up(self, url: str) -> None:
+        """Leave the console's address above the bar."""
+        self._progress.console.print(_console_line(url), highlight=False)
+
     def update(self, state: FeedState) -> None:
         """Move the bar to the steps that the encoder has encoded."""
         if state.agents is None or not state.agents.agents:
@@ -104,3 +112,7 @@ class PlainScreen:
         status = state.agents.agents[-1]
         what = "settling claims" if status.ended else f"explaining {status.environment}"
         self._progress.update(self._task, completed=status.steps_encoded, description=what)
+
+
+def _console_line(url: str) -> str:
+    return f"console: {url}/api/v1 (docs/api.md)"

@@ -34,6 +34,7 @@ def report(tmp_path_factory):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert f"{STEPS:,} sent, {STEPS:,} encoded" in done.stdout
+    assert "console: http://127.0.0.1:" in done.stderr
     return json.loads(file.read_text())
 
 

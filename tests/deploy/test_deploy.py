@@ -7,12 +7,13 @@ import shlex
 import shutil
 import subprocess
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from typer.testing import CliRunner
 
 from interlatent_live.cli.main import app
-from interlatent_live.config import Settings
+from interlatent_live.config import ServiceName, Settings
 from interlatent_live.services.runtime import ServiceRuntime
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,9 +58,7 @@ def test_prometheus_scrapes_where_the_services_listen() -> None:
     scraped = (DEPLOY / "prometheus" / "scrape.yml").read_text(encoding="utf-8")
     found = dict(re.findall(r'targets: \["([^"]+)"\]\s+labels: \{service: (\w+)\}', scraped))
     endpoints = Settings().endpoints
-    assert found == {
-        endpoints.health(name): name for name in ("encoder", "correlator", "explainer")
-    }
+    assert found == {endpoints.health(name): name for name in get_args(ServiceName)}
 
 
 def test_alerts_are_about_metrics_that_exist() -> None:

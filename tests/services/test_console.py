@@ -27,7 +27,8 @@ def system(tmp_path_factory):
     folder = tmp_path_factory.mktemp("transcoders")
     save(folder, transcoder())
     state = tmp_path_factory.mktemp("state")
-    with System(**{"encoder.transcoders": [str(folder)], "console.state": str(state)}) as running:
+    flags = {"encoder.transcoders": [str(folder)], "console.state": str(state)}
+    with System(without=("console",), **flags) as running:
         yield running
 
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import tempfile
 import threading
 import time
 from contextlib import ExitStack
@@ -47,11 +48,23 @@ def save(folder: Path, one: Transcoder, policy_hash=POLICY, hook_point=HOOK) -> 
 
 
 class System:
-    """Encoder, correlator and explainer under an engine, watched by a feed client."""
+    """Encoder, correlator, explainer and console under an engine, watched by a feed client.
 
-    def __init__(self, **flags):
+    What the console keeps is in a folder of its own, unless ``console.state`` names one;
+    ``without`` names services that a test starts itself.
+    """
+
+    def __init__(self, *, without=(), **flags):
+        self._without = without
+        self._state_folder = tempfile.TemporaryDirectory(prefix="interlatent-system-")
         base = resolve(
-            flags={"logging.level": "warning", "explainer.null_draws": 99, **flags}, environment={}
+            flags={
+                "logging.level": "warning",
+                "explainer.null_draws": 99,
+                "console.state": self._state_folder.name,
+                **flags,
+            },
+            environment={},
         ).settings
         self.settings: Settings = on_free_ports(base)
         self.state = FeedState()
@@ -63,7 +76,7 @@ class System:
     def __enter__(self):
         engine = LocalEngine(on_line=lambda line: self.lines.append(line.text))
         self.engine = self._stack.enter_context(engine)
-        specs = service_specs(self.settings)
+        specs = [one for one in service_specs(self.settings) if one.name not in self._without]
         for spec in specs:
             self.engine.start(spec)
         wait_ready(self.engine, [spec.name for spec in specs], 120)
@@ -74,6 +87,7 @@ class System:
         self._stop.set()
         self._watcher.join()
         self._stack.close()
+        self._state_folder.cleanup()
 
     def _watch(self):
         with FeedClient(self.settings.endpoints.feeds()) as client:
