@@ -243,6 +243,8 @@ class CorrelatorSettings(_Section):
     snapshot_every_s: Seconds = 60.0
     snapshots_kept: Count = 8
     """Newest snapshots of each hook point; the last one of each of as many days stays too."""
+    replay: Paths = ()
+    """Recordings, or folders of them, whose rows after the snapshot are read at a restart."""
 
 
 class ExplainerSettings(_Section):
@@ -286,6 +288,8 @@ class ConsoleSettings(_Section):
     """Most bytes of those events."""
     clients: Count = 64
     """Feeds over HTTP that may be open at once."""
+    live_bytes: Bytes = 32 * MEBI
+    """Newest steps kept for pages; they are taken in only while a page shows them."""
 
 
 class LimitSettings(_Section):
@@ -408,7 +412,10 @@ class Settings(BaseSettings):
             ),
             "explainer": (features, Buffer("evidence", limits.evidence_bytes), viewers),
             # One for all clients over HTTP, whose queues are places in it.
-            "console": (Buffer("events for clients", self.console.replay_bytes),),
+            "console": (
+                Buffer("events for clients", self.console.replay_bytes),
+                Buffer("steps for pages", self.console.live_bytes),
+            ),
         }
         return BufferBudget(own[service])
 

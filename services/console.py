@@ -15,10 +15,12 @@ from interlatent_live.console.app import TOPICS, Sources, make_app
 from interlatent_live.console.asking import Asking
 from interlatent_live.console.broadcast import Broadcast
 from interlatent_live.console.keeper import Keeper
+from interlatent_live.console.live import LiveHub
 from interlatent_live.console.secrets import load_token, request_key, state_folder
 from interlatent_live.console.serving import HttpServer
 from interlatent_live.explanations.requests import open_answer, seal
 from interlatent_live.feed.client import FeedClient
+from interlatent_live.feed.documents import Topic
 from interlatent_live.logs import get_logger
 from interlatent_live.queries.client import StatisticsClient
 from interlatent_live.services.network import Network
@@ -75,6 +77,7 @@ def serve(settings: Settings) -> None:
             most_bytes=settings.console.replay_bytes,
             most_clients=settings.console.clients,
         )
+        live = LiveHub(settings.console.live_bytes)
         asking = Asking()
         explainer = network.dealer(settings.endpoints.explainer_requests)
         queries = settings.endpoints.correlator_queries
@@ -87,6 +90,7 @@ def serve(settings: Settings) -> None:
         sources = Sources(
             store,
             broadcast,
+            live,
             asking,
             token,
             partial(StatisticsClient, queries, keys=viewer),
@@ -95,10 +99,13 @@ def serve(settings: Settings) -> None:
         try:
             with explained("the console", address, "console.http"):
                 server = HttpServer(
-                    make_app(sources), address, broadcast, feeds=settings.console.clients
+                    make_app(sources),
+                    address,
+                    (broadcast, live),
+                    feeds=settings.console.clients,
                 )
             with server, FeedClient(settings.endpoints.feeds(), tuple(TOPICS), keys=viewer) as feed:
-                loop = _Loop(feed, keeper, broadcast, asking, explainer, request_key(token))
+                loop = _Loop(feed, keeper, broadcast, live, asking, explainer, request_key(token))
                 runtime.ready(http=server.url)
                 while not runtime.stopping:
                     runtime.beat()
@@ -111,20 +118,28 @@ def serve(settings: Settings) -> None:
         log.info("kept", documents=keeper.kept, not_kept=keeper.not_kept)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Loop:
     """What the main thread does, again and again."""
 
     feed: FeedClient
     keeper: Keeper
     broadcast: Broadcast
+    live: LiveHub
     asking: Asking
     explainer: zmq.Socket[bytes]
     key: bytes
+    watched: bool = False
 
     def turn(self) -> None:
+        if self.live.watched != self.watched:
+            # Steps are a hundred times the traffic of all else: heard only while a page shows them.
+            self.watched = not self.watched
+            self.feed.subscribe(Topic.FEATURES, wanted=self.watched)
         for event in self.feed.events(POLL_S):
-            if not isinstance(event.value, FeatureBatch):
+            if isinstance(event.value, FeatureBatch):
+                self.live.take(event.value)
+            else:
                 self.broadcast.publish(event.topic, event.received_ns, event.value)
                 self.keeper.take(event.value, self.feed.counters.documents_missed)
         for request in (*self.keeper.requests(time.time_ns()), *self.asking.requests()):

@@ -1,4 +1,4 @@
-"""The HTTP application: what the store and the statistics hold, the feed, and two ways to write.
+"""The HTTP application: the page, what the store and the statistics hold, the feed, and writing.
 
 Reading needs no login, because only this machine can ask (the service refuses to listen elsewhere);
 writing needs the token of the state folder. Whatever is refused says why in one sentence under
@@ -14,7 +14,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
-from fastapi import APIRouter, Depends, FastAPI, Header, HTTPException, Query, Request, Response
+from fastapi import (
+    APIRouter,
+    Depends,
+    FastAPI,
+    Header,
+    HTTPException,
+    Query,
+    Request,
+    Response,
+    WebSocket,
+)
 from fastapi.exceptions import RequestValidationError
 
 from interlatent_live import __version__
@@ -23,7 +33,10 @@ from interlatent_live.console.bodies import (  # noqa: TC001 - FastAPI reads ann
     ClaimBody,
     CorrectionBody,
 )
+from interlatent_live.console.built_page import built_page, page_router
 from interlatent_live.console.guard import Guard
+from interlatent_live.console.live import LiveHub, View
+from interlatent_live.console.live_socket import serve_live
 from interlatent_live.console.secrets import FILE_NAME
 from interlatent_live.console.streaming import LINES, SSE, FeedResponse
 from interlatent_live.errors import UserError
@@ -54,6 +67,7 @@ class Sources:
 
     store: ClaimStore
     broadcast: Broadcast
+    live: LiveHub
     asking: Asking
     token: str
     """Who sends it may write."""
@@ -76,6 +90,8 @@ def make_app(sources: Sources) -> FastAPI:
     app.include_router(_reading(sources), prefix=PREFIX)
     app.include_router(_writing(sources), prefix=PREFIX)
     app.include_router(statistics_router(sources.statistics), prefix=f"{PREFIX}/statistics")
+    app.include_router(_live(sources.live), prefix=PREFIX)
+    app.include_router(page_router(built_page()))
     app.add_exception_handler(StoreError, _unavailable)
     app.add_exception_handler(NotAnsweredError, _unavailable)
     app.add_exception_handler(RequestValidationError, _invalid)
@@ -174,6 +190,22 @@ def _reading(sources: Sources) -> APIRouter:
         except UserError as error:
             status = 422 if "Last-Event-ID" in str(error) else 503
             raise HTTPException(status, str(error)) from error
+
+    return out
+
+
+def _live(hub: LiveHub) -> APIRouter:
+    out = APIRouter()
+
+    @out.websocket("/live")
+    async def live(
+        socket: WebSocket,
+        run_id: Text,
+        hook_point: Text,
+        env: Annotated[int, Query(ge=0, lt=2**16)] = 0,
+        after: Annotated[str, Query(max_length=64)] = "",
+    ) -> None:
+        await serve_live(socket, hub, View(run_id, hook_point, env), after)
 
     return out
 

@@ -2,8 +2,9 @@
 
 A page in a browser on this machine can make its own name resolve to 127.0.0.1 and then read what
 listens here (DNS rebinding). It cannot choose the Host header, so a request by any other name than
-this machine's loopback names is refused. Bodies are small and read whole before the application
-runs, so none can take memory or hold a thread.
+this machine's loopback names is refused. It could also open a socket here, which no rule of the
+browser forbids; but it cannot choose the Origin header either. Bodies are small and read whole
+before the application runs, so none can take memory or hold a thread.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ HEADERS: Final = (
     (b"cross-origin-resource-policy", b"same-origin"),
     (b"cache-control", b"no-store"),
 )
+"""What every answer carries, unless its route says otherwise for itself."""
 _BODILESS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -51,17 +53,28 @@ class Guard:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        if scope["type"] != "http":
-            raise ValueError(f"the console speaks HTTP only, not {scope['type']}")
+        headers = dict(scope["headers"])
+        host = headers.get(b"host", b"").decode("latin-1")
+        if scope["type"] == "websocket":
+            try:
+                _check_host(host)
+                _check_origin(headers.get(b"origin", b"").decode("latin-1"), host)
+            except _RefusedError:
+                # Closed before it was accepted, which the client sees as 403.
+                await send({"type": "websocket.close"})
+                return
+            await self._app(scope, receive, send)
+            return
 
         async def guarded(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), *HEADERS]
+                own = list(message.get("headers", ()))
+                names = {name.lower() for name, _ in own}
+                message["headers"] = own + [one for one in HEADERS if one[0] not in names]
             await send(message)
 
         try:
-            headers = dict(scope["headers"])
-            _check_host(headers.get(b"host", b"").decode("latin-1"))
+            _check_host(host)
             if scope["method"] not in _BODILESS:
                 receive = _given(await _body(headers, receive), receive)
         except _RefusedError as error:
@@ -76,6 +89,12 @@ def _check_host(host: str) -> None:
         raise _RefusedError(
             421, f"this is not {host[:100]!r}; ask by 127.0.0.1, or forward the port with SSH"
         )
+
+
+def _check_origin(origin: str, host: str) -> None:
+    """Programs send no origin; pages always do, and it must be a page of this very console."""
+    if origin and origin.lower() != f"http://{host.lower()}":
+        raise _RefusedError(403, f"a page of {origin[:100]!r} may not listen here")
 
 
 async def _body(headers: dict[bytes, bytes], receive: Receive) -> bytes:

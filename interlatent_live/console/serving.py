@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import socket
 import threading
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 import uvicorn
 
@@ -16,16 +16,24 @@ from interlatent_live.config import is_loopback, split_address
 from interlatent_live.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from types import TracebackType
 
     from starlette.types import ASGIApp
-
-    from interlatent_live.console.broadcast import Broadcast
 
 BACKLOG = 64
 SPARE_CONNECTIONS = 32
 """Connections beside the feeds."""
 GRACE_S = 2
+LARGEST_WORD = 4096
+"""Bytes of one message from a page."""
+
+
+class Closable(Protocol):
+    """What feeds clients until it is told to end."""
+
+    def close(self) -> None:
+        """No more comes."""
 
 
 class HttpServer:
@@ -34,7 +42,7 @@ class HttpServer:
     Args:
         app: what answers.
         address: ``HOST:PORT`` of this machine only; port 0 takes a free one.
-        broadcast: whose feeds are ended before the server is, so that none holds it up.
+        endless: what is told before the server ends, so that no answer without an end holds it up.
         feeds: open feeds at once.
 
     Raises:
@@ -42,7 +50,9 @@ class HttpServer:
         OSError: when it cannot be had.
     """
 
-    def __init__(self, app: ASGIApp, address: str, broadcast: Broadcast, *, feeds: int) -> None:
+    def __init__(
+        self, app: ASGIApp, address: str, endless: Sequence[Closable], *, feeds: int
+    ) -> None:
         host, port = split_address(address)
         if not is_loopback(host):
             raise UserError(
@@ -53,12 +63,14 @@ class HttpServer:
         self._socket = socket.create_server((host, port), family=family, backlog=BACKLOG)
         self.port = int(self._socket.getsockname()[1])
         self.url = f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
-        self._broadcast = broadcast
+        self._endless = endless
         config = uvicorn.Config(
             app,
             loop="asyncio",
             http="h11",
-            ws="none",
+            ws="websockets-sansio",
+            ws_max_size=LARGEST_WORD,
+            ws_max_queue=4,
             lifespan="off",
             log_config=None,
             log_level="warning",
@@ -90,7 +102,8 @@ class HttpServer:
         trace: TracebackType | None,
     ) -> None:
         """End the feeds, let requests under way finish, give the port back."""
-        self._broadcast.close()
+        for one in self._endless:
+            one.close()
         self._server.should_exit = True
         self._thread.join(GRACE_S + 5)
         self._socket.close()

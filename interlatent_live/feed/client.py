@@ -95,6 +95,12 @@ class FeedClient:
             socket.close()
         self._context.term()
 
+    def subscribe(self, topic: Topic, *, wanted: bool = True) -> None:
+        """Begin, or cease, to hear a topic, so that single steps cost nothing when nobody looks."""
+        option = zmq.SUBSCRIBE if wanted else zmq.UNSUBSCRIBE
+        for socket in self._sockets:
+            socket.setsockopt(option, topic.value.encode("ascii"))
+
     def events(self, timeout_s: float) -> Iterator[FeedEvent]:
         """Everything that arrives within ``timeout_s``, and at least one poll's worth."""
         deadline = time.monotonic() + timeout_s

@@ -12,6 +12,7 @@ from interlatent_live.console import guard
 from interlatent_live.console.app import Sources, make_app
 from interlatent_live.console.asking import Asking
 from interlatent_live.console.broadcast import Broadcast
+from interlatent_live.console.live import LiveHub
 from interlatent_live.explanations.requests import Accepted, Refused
 from interlatent_live.feed.documents import Topic
 from interlatent_live.queries.client import StatisticsClient
@@ -63,6 +64,7 @@ def sources(store):
     return Sources(
         store,
         Broadcast(),
+        LiveHub(),
         Asking(),
         TOKEN,
         lambda: StatisticsClient("tcp://127.0.0.1:9", timeout_s=0.2),

@@ -14,6 +14,7 @@ from interlatent_live.console import streaming
 from interlatent_live.console.app import Sources, make_app
 from interlatent_live.console.asking import Asking
 from interlatent_live.console.broadcast import Broadcast
+from interlatent_live.console.live import LiveHub
 from interlatent_live.console.serving import HttpServer
 from interlatent_live.errors import UserError
 from interlatent_live.feed.documents import Topic
@@ -29,9 +30,9 @@ def broadcast():
 
 @pytest.fixture
 def server(broadcast):
-    sources = Sources(None, broadcast, Asking(), "t" * 43, None, dict)
+    sources = Sources(None, broadcast, LiveHub(), Asking(), "t" * 43, None, dict)
     app = make_app(sources)
-    with HttpServer(app, "127.0.0.1:0", broadcast, feeds=4) as one:
+    with HttpServer(app, "127.0.0.1:0", [broadcast], feeds=4) as one:
         yield one
     assert not one.alive
 
@@ -116,8 +117,8 @@ def test_silence_is_filled_so_that_a_dead_client_is_noticed(server, broadcast, m
 
 def test_too_many_feeds_are_turned_away(broadcast):
     narrow = Broadcast(most_clients=1)
-    sources = Sources(None, narrow, Asking(), "t" * 43, None, dict)
-    with HttpServer(make_app(sources), "127.0.0.1:0", narrow, feeds=4) as server:
+    sources = Sources(None, narrow, LiveHub(), Asking(), "t" * 43, None, dict)
+    with HttpServer(make_app(sources), "127.0.0.1:0", [narrow], feeds=4) as server:
         address = f"{server.url}/api/v1/feed"
         with httpx2.stream("GET", address, timeout=10) as answer:
             lines = answer.iter_lines()  # once it is forgotten the answer is closed
@@ -128,8 +129,8 @@ def test_too_many_feeds_are_turned_away(broadcast):
 
 
 def test_the_end_does_not_wait_for_open_feeds(broadcast):
-    sources = Sources(None, broadcast, Asking(), "t" * 43, None, dict)
-    server = HttpServer(make_app(sources), "127.0.0.1:0", broadcast, feeds=4)
+    sources = Sources(None, broadcast, LiveHub(), Asking(), "t" * 43, None, dict)
+    server = HttpServer(make_app(sources), "127.0.0.1:0", [broadcast], feeds=4)
     with httpx2.Client(timeout=10) as client:
         with server:
             request = client.build_request("GET", f"{server.url}/api/v1/feed")
@@ -144,6 +145,6 @@ def test_the_end_does_not_wait_for_open_feeds(broadcast):
 
 @pytest.mark.parametrize("address", ["0.0.0.0:0", "192.0.2.1:28480", "[::]:0", "somewhere:1"])
 def test_it_listens_on_this_machine_only(broadcast, address):
-    app = make_app(Sources(None, broadcast, Asking(), "t", None, dict))
+    app = make_app(Sources(None, broadcast, LiveHub(), Asking(), "t", None, dict))
     with pytest.raises(UserError, match="has no logins: use 127"):
-        HttpServer(app, address, broadcast, feeds=1)
+        HttpServer(app, address, [broadcast], feeds=1)

@@ -1,0 +1,112 @@
+"""The page's socket: points of one view at most 30 times a second, as binary messages.
+
+A text message (JSON) says which boot and transcoder the points after it belong to. A binary message
+is little-endian: eight u32 (version, points P, metrics M, activations N, missed steps, three
+unused), then ``time_ms`` f64 [P], and u32 or f32 columns in the order of :class:`~.live.Points`.
+Its place in the ring travels as text now and then, so that a page that comes back goes on where it
+was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+import numpy as np
+from starlette.websockets import WebSocketDisconnect
+
+from interlatent_live.console.live import MOST_HISTORY, LiveHub, Points, View
+
+if TYPE_CHECKING:
+    from starlette.websockets import WebSocket
+
+    from interlatent_live.console.live import LivePlace
+
+VERSION: Final = 1
+RATE_HZ: Final = 30.0
+POINTS_PER_S: Final = 120.0
+"""At most; a display shows no more."""
+MARK_EVERY_S: Final = 2.0
+_HEAD: Final = 8
+
+
+def encode_points(points: Points, missed: int) -> bytes:
+    """One binary message."""
+    head = np.zeros(_HEAD, "<u4")
+    head[:5] = (VERSION, len(points), points.metrics.shape[1], len(points.index), missed)
+    columns = (
+        points.time_ms.astype("<f8"),
+        points.episode.astype("<u4"),
+        points.t.astype("<u4"),
+        points.steps.astype("<u4"),
+        points.controller.astype("<u4"),
+        points.flags.astype("<u4"),
+        points.metrics.astype("<f4"),
+        points.indptr.astype("<u4"),
+        points.index.astype("<u4"),
+        points.value.astype("<f4"),
+    )
+    return b"".join([head.tobytes(), *(one.tobytes() for one in columns)])
+
+
+async def serve_live(socket: WebSocket, hub: LiveHub, view: View, after: str) -> None:
+    """Send until the page goes or the console ends. A slow page gets thinner points."""
+    await socket.accept()
+    place = hub.join(view, after)
+    gone = asyncio.create_task(_gone(socket))
+    try:
+        await _send(socket, hub, place, gone)
+    except (WebSocketDisconnect, RuntimeError) as error:
+        # Starlette says RuntimeError when a send meets a socket that has just been closed.
+        if isinstance(error, RuntimeError) and "close" not in str(error).lower():
+            raise
+    finally:
+        gone.cancel()
+        place.leave()
+
+
+async def _gone(socket: WebSocket) -> None:
+    """Ends when the page closes; whatever else it says is not listened to."""
+    with contextlib.suppress(WebSocketDisconnect):
+        while True:
+            await socket.receive_text()
+
+
+async def _send(
+    socket: WebSocket, hub: LiveHub, place: LivePlace, gone: asyncio.Task[None]
+) -> None:
+    shown: tuple[str, str] | None = None
+    before, marked = None, 0.0
+    while not gone.done() and not hub.closed:
+        now = time.monotonic()
+        most = MOST_HISTORY
+        if before is not None:
+            most = min(MOST_HISTORY, max(1, int((now - before) * POINTS_PER_S)))
+        before = now
+        for points in place.next(most):
+            if shown != (points.boot_id, points.transcoder):
+                shown = (points.boot_id, points.transcoder)
+                await socket.send_text(_text("stream", points))
+            await socket.send_bytes(encode_points(points, place.missed))
+        if now - marked > MARK_EVERY_S:
+            marked = now
+            await socket.send_text(msgspec.json.encode({"after": place.name}).decode())
+        await asyncio.wait({gone}, timeout=max(0.0, now + 1 / RATE_HZ - time.monotonic()))
+    if hub.closed:
+        await socket.close(1001)
+
+
+def _text(kind: str, points: Points) -> str:
+    return msgspec.json.encode(
+        {
+            kind: {
+                "boot_id": points.boot_id,
+                "transcoder": points.transcoder,
+                "n_features": points.n_features,
+                "metrics": points.metrics.shape[1],
+            }
+        }
+    ).decode()

@@ -1,0 +1,127 @@
+// The page's binary socket: reading a message (interlatent_live/console/live_socket.py writes them),
+// and the newest minutes of one view in rings of fixed size.
+
+export const VERSION = 1;
+const HEAD_BYTES = 32;
+
+export interface Points {
+  count: number;
+  metrics: number;
+  missed: number;
+  time: Float64Array;
+  episode: Uint32Array;
+  t: Uint32Array;
+  steps: Uint32Array;
+  controller: Uint32Array;
+  flags: Uint32Array;
+  /** count × metrics, row by row. */
+  values: Float32Array;
+  indptr: Uint32Array;
+  index: Uint32Array;
+  activation: Float32Array;
+}
+
+export function decodePoints(buffer: ArrayBuffer): Points {
+  const head = new Uint32Array(buffer, 0, 8);
+  const [version, count, metrics, active, missed] = head as unknown as [
+    number,
+    number,
+    number,
+    number,
+    number,
+  ];
+  if (version !== VERSION) {
+    throw new Error(`the console speaks version ${version} and this page ${VERSION}; reload it`);
+  }
+  let at = HEAD_BYTES;
+  const f64 = (n: number) => new Float64Array(buffer, (at += 8 * n) - 8 * n, n);
+  const u32 = (n: number) => new Uint32Array(buffer, (at += 4 * n) - 4 * n, n);
+  const f32 = (n: number) => new Float32Array(buffer, (at += 4 * n) - 4 * n, n);
+  return {
+    count,
+    metrics,
+    missed,
+    time: f64(count),
+    episode: u32(count),
+    t: u32(count),
+    steps: u32(count),
+    controller: u32(count),
+    flags: u32(count),
+    values: f32(count * metrics),
+    indptr: u32(count + 1),
+    index: u32(active),
+    activation: f32(active),
+  };
+}
+
+/** The newest `size` points of one view: a ring of columns, so that nothing is moved per message. */
+export class History {
+  readonly time: Float64Array;
+  readonly t: Uint32Array;
+  readonly episode: Uint32Array;
+  readonly flags: Uint32Array;
+  readonly controller: Uint32Array;
+  readonly metrics: Float32Array[];
+  /** Per point its active features and their activations. */
+  readonly features: (Uint32Array | undefined)[];
+  readonly activations: (Float32Array | undefined)[];
+  /** Points ever taken; the newest is at `(total − 1) % size`. */
+  total = 0;
+  steps = 0;
+
+  constructor(
+    readonly size: number,
+    metrics: number,
+  ) {
+    this.time = new Float64Array(size);
+    this.t = new Uint32Array(size);
+    this.episode = new Uint32Array(size);
+    this.flags = new Uint32Array(size);
+    this.controller = new Uint32Array(size);
+    this.metrics = Array.from({ length: metrics }, () => new Float32Array(size));
+    this.features = new Array<Uint32Array | undefined>(size);
+    this.activations = new Array<Float32Array | undefined>(size);
+  }
+
+  get length(): number {
+    return Math.min(this.total, this.size);
+  }
+
+  take(points: Points): void {
+    for (let row = 0; row < points.count; row++) {
+      const at = this.total % this.size;
+      this.time[at] = points.time[row]!;
+      this.t[at] = points.t[row]!;
+      this.episode[at] = points.episode[row]!;
+      this.flags[at] = points.flags[row]!;
+      this.controller[at] = points.controller[row]!;
+      for (let m = 0; m < this.metrics.length; m++) {
+        this.metrics[m]![at] = points.values[row * points.metrics + m]!;
+      }
+      const from = points.indptr[row]!;
+      const to = points.indptr[row + 1]!;
+      this.features[at] = points.index.slice(from, to);
+      this.activations[at] = points.activation.slice(from, to);
+      this.total += 1;
+      this.steps += points.steps[row]!;
+    }
+  }
+
+  /** A column in time's order, up to point number `total`; gaps between episodes become NaN. */
+  ordered(column: Float32Array | Float64Array, until: number): Float64Array {
+    const n = Math.min(until, this.size);
+    const out = new Float64Array(n);
+    for (let i = 0; i < n; i++) out[i] = column[(until - n + i) % this.size]!;
+    return out;
+  }
+
+  /** The newest activation of every feature that is on at point `number`. */
+  active(number: number): { feature: number; activation: number }[] {
+    if (number < 0 || number < this.total - this.size) return [];
+    const at = number % this.size;
+    const features = this.features[at];
+    const activations = this.activations[at];
+    if (features === undefined || activations === undefined) return [];
+    return Array.from(features, (feature, i) => ({ feature, activation: activations[i]! }));
+  }
+}
