@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from interlatent_live.errors import WireError
+from interlatent_live.services.network import LAST_WORDS_MS
 from interlatent_live.wire.clock import read_clock
 from interlatent_live.wire.codec import decode, encode_message
 from interlatent_live.wire.limits import DEFAULT_LIMITS, Limits
@@ -93,8 +94,14 @@ class RowReceiver:
         self._send_all(self.hub.processed(read_clock(), boot_id, messages))
 
     def close(self) -> None:
-        """Close the socket."""
-        self.socket.close()
+        """Acknowledge what was processed, then close the socket.
+
+        Without these last words a sender would declare rows lost that were processed.
+        """
+        now = read_clock()
+        soon = now._replace(mono=now.mono + self.hub.config.ack_interval)
+        self._send_all(self.hub.on_tick(soon))
+        self.socket.close(linger=LAST_WORDS_MS)
 
     def _send_all(self, instructions: list[HubInstruction]) -> None:
         for _ in self._carry_out(instructions):
