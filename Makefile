@@ -1,7 +1,7 @@
 # The tasks of development; `make` lists them. CI runs .ci/run, which does the same from nothing.
 BIN ?= .venv/bin
 
-.PHONY: help install format lint types test slow figures docs constraints demo
+.PHONY: help install format lint types test slow peers figures docs constraints demo
 
 help:           ## list the tasks
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 14
@@ -27,6 +27,10 @@ test:           ## run the default tests
 
 slow:           ## run the slow tests and those that inject faults
 	$(BIN)/pytest -m "slow or chaos"
+
+peers:          ## test files against other tools' own packages, in an environment made for them
+	$(BIN)/python tests/peers/environment.py
+	$(BIN)/pytest -m peers tests/peers
 
 figures:        ## refresh the figures in the documents from committed reports
 	$(BIN)/python .ci/figures.py

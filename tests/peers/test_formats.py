@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 from environment import (  # type: ignore[import-not-found]  # conftest.py puts it on the path
-    has_package,
     peers_python,
 )
 from safetensors.torch import load_file, save_file
@@ -125,8 +124,6 @@ def test_we_load_what_sparsify_saves(tmp_path, mode):
 @pytest.mark.parametrize("skip", [False, True])
 @pytest.mark.parametrize("kind", [Architecture.RELU, Architecture.JUMPRELU, Architecture.BATCHTOPK])
 def test_circuit_tracer_loads_what_we_export(tmp_path, kind, skip):
-    if not has_package("circuit_tracer"):
-        pytest.skip("circuit-tracer is not in the peers' environment")
     layers = [loaded(kind, skip=skip, seed=seed) for seed in range(3)]
     export_circuit_tracer(layers, tmp_path)
     save_file({"x": X}, tmp_path / "x.safetensors")
