@@ -41,7 +41,7 @@ def peers_python() -> Path:
 def _has_all(python: Path) -> bool:
     """Whether the environment is there, and not only a part of it."""
     names = ("sae_lens", "sparsify", "circuit_tracer")
-    code = f"import sys; from importlib.util import find_spec as f; sys.exit(None in map(f, {names}))"
+    code = f"from importlib.util import find_spec as f; exit(None in map(f, {names}))"
     return python.exists() and subprocess.run([python, "-c", code], check=False).returncode == 0
 
 
