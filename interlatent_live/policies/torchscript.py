@@ -48,9 +48,10 @@ _ROWS: Final = 64
 def rebuild_torchscript(path: Path) -> nn.Module:
     """The network in a TorchScript file as ordinary modules, in evaluation mode.
 
-    Modules keep their names, so the state dict, and with it the policy's hash, is the script's. An
-    activation that was a function in the script is called as the linear map before it, with
-    ``_activation`` behind: ``l1..l1_activation`` is then the hook point of that layer.
+    Modules keep their names and classes, so the policy's hash is that of the module that was
+    scripted, unless that one calls activations as functions. Such an activation is called as the
+    linear map before it, with ``_activation`` behind, and counts in the hash:
+    ``l1..l1_activation`` is then the hook point of that layer.
 
     Returns:
         A module from observations [n, d_in] to outputs [n, d_out], float32.

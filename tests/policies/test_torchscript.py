@@ -90,7 +90,7 @@ def test_a_chain_of_modules_is_rebuilt_to_the_bit_and_can_be_hooked(tmp_path, ne
     again = rebuild_torchscript(tmp_path / "p.pt")
     x = torch.randn(50, 4)
     assert torch.equal(again(x), original(x))
-    assert policy_hash(again) == state_hash(original.state_dict())
+    assert policy_hash(again) == policy_hash(original)
     seen = []
     name = next(n for n, m in again.named_modules() if isinstance(m, (nn.Tanh, nn.ELU)))
     again.get_submodule(name).register_forward_hook(lambda _m, _a, out: seen.append(out))
@@ -107,7 +107,9 @@ def test_activations_that_are_functions_are_found(tmp_path, function, end):
     again = rebuild_torchscript(tmp_path / "p.pt")
     x = torch.randn(50, 4)
     assert torch.equal(again(x), original(x))
-    assert policy_hash(again) == policy_hash(original)
+    # The original calls functions, which leave nothing to hash: what was rebuilt says more.
+    assert state_hash(again.state_dict()) == state_hash(original.state_dict())
+    assert policy_hash(again) != policy_hash(original)
     names = [name for name, _ in again.named_children()]
     expected = ["l1", "l1_activation", "l2", "l2_activation", "mu"]
     assert names == (expected if end is None else [*expected, "mu_activation"])
