@@ -105,4 +105,9 @@ def attach(
         tap.on_close(start_shadow(policy, tuple(modules), tap, identity))
     hooks = HookSet(modules, tap.points, tap.gate, lane)
     tap.on_close(hooks.remove)
+    if chosen.control is not None:
+        from interlatent_live.agent.control_start import start_control  # noqa: PLC0415  where asked
+
+        # After the tap's own hooks: frames show what the policy made, not what was made of it.
+        tap.on_close(start_control(modules, tap, identity))
     return tap

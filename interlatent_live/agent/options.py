@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
+    from interlatent_live.agent.control import ControlOptions
     from interlatent_live.agent.shadow import ShadowOptions
     from interlatent_live.transcoders.native import LoadedTranscoder
     from interlatent_live.wire.keys import ClientKeys
@@ -75,13 +76,14 @@ class TapOptions:
         keys: CURVE keys, needed for endpoints beyond this machine.
         shadow: measure beside the policy what its features do to the action
             (:class:`interlatent_live.agent.shadow.ShadowOptions`).
+        control: let people hold, stop and steer the agent
+            (:class:`interlatent_live.agent.control.ControlOptions`).
         learning: the policy learns while it is attached. Its stream then carries no policy hash
         that
             a transcoder could be bound to. Unless said, a change of weights is noticed, and from
             then on steps carry metrics and no activations: they would be another policy's.
         silent_after: after how many steps a hook point that never fired is reported.
         strict: raise errors of the tap instead of counting them (for tests).
-        require_oversight: reserved: act only while somebody oversees. Not offered yet.
     """
 
     agent: str = "agent"
@@ -106,10 +108,10 @@ class TapOptions:
     transcoders: Mapping[str, LoadedTranscoder | Path | str] | None = None
     keys: ClientKeys | None = None
     shadow: ShadowOptions | None = None
+    control: ControlOptions | None = None
     learning: bool = False
     silent_after: int = 200
     strict: bool = False
-    require_oversight: bool = False
 
     def __post_init__(self) -> None:
         """Check what can be checked without the policy.
@@ -134,8 +136,8 @@ class TapOptions:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least {lowest}")
         if self.shadow is not None and self.learning:
             raise UserError("a shadow runs a copy of the policy, and a learning policy leaves it")
-        if self.require_oversight:
-            raise UserError("require_oversight is reserved and not offered yet; leave it False")
+        if self.control is not None and self.learning and self.control.transcoders:
+            raise UserError("a transcoder belongs to one policy, and a learning policy leaves it")
 
 
 def _words(kind: type[StrEnum]) -> str:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
+    from interlatent_live.agent.control import AgentControl
     from interlatent_live.agent.metrics import MetricPack
     from interlatent_live.agent.ring import Ring
     from interlatent_live.agent.shadow import ShadowWorker
@@ -112,6 +113,8 @@ class Tap:
         self._changed: Callable[[], bool] | None = None
         self.shadow: ShadowWorker | None = None
         """What measures features beside the policy, where it was asked for."""
+        self.control: AgentControl | None = None
+        """What people command, where it was asked for; a loop of one's own calls its ``gate``."""
         self.changed = False
         """Whether the policy's weights changed while it was attached."""
         self._row_width = self.metrics.row_width
@@ -273,6 +276,8 @@ class Tap:
                 writer = self._writer
                 if self._changed is not None and self._changed():
                     self._weights_changed()
+                if self.control is not None:
+                    controller = self.control.finish(row, terminated, truncated, controller)
                 writer.complete(row, terminated, truncated, controller)
                 if writer.calls == self._silent_after:
                     self._report_silence()
@@ -350,14 +355,31 @@ class Tap:
     def wrap(self, env: Any) -> Any:
         """The environment, wrapped so that every step of it is streamed with its metrics.
 
+        With control, every action passes its gate on the way in.
+
         Raises:
             UserError: when it is no Gymnasium environment.
         """
         from interlatent_live.agent.gymnasium import wrap  # noqa: PLC0415  publishing needs no Gymnasium
 
-        return wrap(env, self)
+        wrapped = wrap(env, self)
+        if self.control is None:
+            return wrapped
+        from interlatent_live.agent.gating import gated  # noqa: PLC0415  likewise
+
+        return gated(wrapped, self.control)
 
     # -- reading --------------------------------------------------------------------------------
+
+    @property
+    def rows(self) -> int:
+        """How many rows were numbered so far, which is the number of the next one."""
+        return self._writer.numbered()
+
+    @property
+    def link_state(self) -> str:
+        """State of the way to the encoder, as in :class:`LinkStats`."""
+        return "none" if self._feed is None else self._feed.stats().state
 
     def take(self, max_rows: int = 4096) -> StepBatch | None:
         """Take waiting steps out, for use within this process; None when there are none.

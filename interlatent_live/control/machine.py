@@ -137,8 +137,8 @@ class Decision:
     mode: Mode
     plans: tuple[Plan, ...]
     """In force, one per hook point."""
-    shadows: tuple[Plan, ...]
-    """Dry runs: to be computed beside, never applied."""
+    shadows: tuple[tuple[str, Plan], ...]
+    """Dry runs, each with its command's id: to be computed beside, each alone, never applied."""
     until_ns: int
     """When the first of plans and dry runs ends; NEVER without any."""
     hold_until_ns: int
@@ -512,8 +512,13 @@ class ControlMachine:
         return Decision(
             self._version,
             self._mode,
-            _plans(active, self._limits, dry=False),
-            _plans(active, self._limits, dry=True),
+            _plans((one.command for one in active if not one.command.dry_run), self._limits),
+            tuple(
+                (one.command.command_id, plan)
+                for one in active
+                if one.command.dry_run
+                for plan in _plans((one.command,), self._limits)
+            ),
             min(ends, default=NEVER),
             self._hold_until,
             overseen if self._limits.require_oversight else NEVER,
@@ -523,13 +528,12 @@ class ControlMachine:
         )
 
 
-def _plans(active: Iterable[InForce], limits: ControlLimits, *, dry: bool) -> tuple[Plan, ...]:
-    """What is in force, or in dry run, per hook point, under the tightest of the bounds."""
+def _plans(commands: Iterable[Command], limits: ControlLimits) -> tuple[Plan, ...]:
+    """What commands do together, per hook point, under the tightest of the bounds."""
     changes: dict[str, list[Change]] = {}
-    for item in active:
-        if item.command.dry_run is dry:
-            for change in item.command.changes:
-                changes.setdefault(change.hook_point, []).append(change)
+    for command in commands:
+        for change in command.changes:
+            changes.setdefault(change.hook_point, []).append(change)
     return tuple(
         Plan(
             point,

@@ -25,7 +25,7 @@ class Turn:
     version: int
     mode: Mode
     plans: tuple[Plan, ...] = ()
-    shadows: tuple[Plan, ...] = ()
+    shadows: tuple[tuple[str, Plan], ...] = ()
     action: tuple[float, ...] = ()
     """A person's action instead of the policy's, flattened; empty for the policy's."""
 
