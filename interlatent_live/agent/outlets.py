@@ -33,8 +33,10 @@ if TYPE_CHECKING:
     from interlatent_live.wire.messages import Drop
     from interlatent_live.wire.sender_link import SenderLink
 
-ROWS: Final = 64
+ROWS: Final = 512
 """Most rows of one message, unless one step of all copies is more."""
+SHARE: Final = 8
+"""A message is at most so small a part of what may be on its way, or credit would come in jerks."""
 TURN: Final = 64
 """Most messages of one turn, so that heartbeats and acknowledgements are not starved."""
 
@@ -116,14 +118,21 @@ class Source:
     ) -> None:
         self.ring = ring
         self.rows = ROWS
+        per_row = ring.layout.nbytes // (ring.layout.capacity * ring.layout.rows)
+        self._row_bytes = max(1, per_row)
         self._points = points
         self._finish = finish
         self._n_metrics = n_metrics
         self._failed = failed
 
+    def limit(self, max_rows: int, max_bytes: int) -> None:
+        """What a message may hold; ``max_bytes`` is the receiver's window."""
+        fit = max_bytes // (SHARE * self._row_bytes)
+        self.rows = max(1, min(ROWS, max_rows, fit))
+
     def next(self) -> tuple[list[StepBatch], Lost | None]:
         """The next batch in parts, and what was overwritten before it."""
-        taken, lost = self.ring.take(min(ROWS, self.rows))
+        taken, lost = self.ring.take(self.rows)
         if taken is None:
             return [], lost
         batch = batch_of(taken, self._points, self._metrics(taken))
@@ -173,7 +182,7 @@ class LossyOutlet:
 
     def limit(self, max_rows: int, max_bytes: int) -> None:
         """The receiver's bounds for one message."""
-        self._source.rows = max(1, max_rows)
+        self._source.limit(max_rows, max_bytes)
         self._max_bytes = max_bytes
 
     def acknowledged(self, processed: int) -> None:
@@ -288,10 +297,9 @@ class LosslessOutlet:
 
     def limit(self, max_rows: int, max_bytes: int) -> None:
         """The receiver's bounds for one message; what was stored larger is cut when it is sent."""
-        del max_bytes
         self._max_rows = max(1, max_rows)
         if self._source is not None:
-            self._source.rows = self._max_rows
+            self._source.limit(max_rows, max_bytes)
 
     def acknowledged(self, processed: int) -> None:
         """Forget what is done with."""

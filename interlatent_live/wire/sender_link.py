@@ -207,7 +207,11 @@ class SenderLink:
         stream.ledger.lose_peer(0, DropReason.SHUTDOWN)
         if not stream.welcomed or self.state is not LinkState.UP:
             return []
-        return [self._transmit(now, self._statement(now, boot_id, stream, Bye))]
+        out = [self._transmit(now, self._statement(now, boot_id, stream, Bye))]
+        if not self._wanted():
+            # With its last stream the receiver forgets the connection, and what it granted on it.
+            self.credit.reset()
+        return out
 
     def carries(self, boot_id: str) -> bool:
         """Whether this is one of the streams of this link."""
@@ -247,13 +251,17 @@ class SenderLink:
         if self.state is not LinkState.UP:
             return []
         # A peer that refused every stream owes no answer, and none is asked for.
-        wanted = any(stream.welcomed for stream in self._streams.values())
+        wanted = self._wanted()
         if wanted and now.mono - self._heard > self.config.peer_timeout:
             return self._lose(now, "silent")
         out = self._reports(now) if now.mono >= self._due else []
         if wanted and not out and now.mono - self._spoke >= self.config.heartbeat:
             out.append(self._transmit(now, Heartbeat(sent_ns=_stamp(now))))
         return out
+
+    def _wanted(self) -> bool:
+        """Whether the receiver takes a stream of this connection."""
+        return any(stream.welcomed for stream in self._streams.values())
 
     def _reports(self, now: Now) -> list[SenderInstruction]:
         """What is due for single streams, and when the next of it is."""
@@ -415,6 +423,8 @@ class SenderLink:
         return [up, *out]
 
     def _on_ack(self, now: Now, ack: Ack) -> list[SenderInstruction]:
+        if not self._wanted():
+            return []  # the answer to a goodbye: what it grants is forgotten
         self.credit.grant(ack.credit_steps, ack.credit_bytes)
         self._offset.add(ack.echo_ns, ack.echo_received_ns, ack.sent_ns, now.wall_ns)
         out: list[SenderInstruction] = []

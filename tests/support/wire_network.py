@@ -140,20 +140,20 @@ class Network:
                 case Detached() | Ended():
                     pass
 
-    def send(self, rows):
+    def send(self, rows, boot_id="boot"):
         """Send ``rows`` rows if the link lets them go; otherwise returns the reason."""
-        first = self.link.next_seq("boot")
-        drops = self.link.pending_drops("boot")
+        first = self.link.next_seq(boot_id)
+        drops = self.link.pending_drops(boot_id)
         now = self.now()
         frames = encode_steps(
-            make_batch(first, rows), boot_id="boot", drops=drops, sent_ns=now.wall_ns
+            make_batch(first, rows), boot_id=boot_id, drops=drops, sent_ns=now.wall_ns
         )
         size = sum(map(len, frames))
-        reason = self.link.blocked("boot", rows, size)
+        reason = self.link.blocked(boot_id, rows, size)
         if reason is not None:
             return reason
         self.to_hub.append(frames)
-        self.link.sent(now, "boot", first_seq=first, rows=rows, size=size, drops=drops)
+        self.link.sent(now, boot_id, first_seq=first, rows=rows, size=size, drops=drops)
         return None
 
     def send_or_drop(self, rows):

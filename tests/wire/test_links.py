@@ -351,6 +351,25 @@ def test_what_flies_at_the_end_is_declared():
     assert closing.on_tick(network.now()) == []
 
 
+def test_a_connection_may_be_used_again_after_its_last_stream():
+    """The receiver forgets its grants with the last stream; the sender must forget them too."""
+    network = up(receiver_config=ReceiverConfig(window_steps=100, ack_interval=0.02))
+    for number in range(5):
+        boot_id = "boot" if number == 0 else f"boot-{number}"
+        if number:
+            network.run(network.link.open_stream(network.now(), make_manifest(boot_id)))
+            network.deliver()
+        for start in range(0, 300, 10):
+            assert network.send(10, boot_id=boot_id) is None, (number, start)
+            network.advance(0.05)
+        network.settle()
+        assert network.link.counts(boot_id).acknowledged == 300
+        network.run(network.link.close_stream(network.now(), boot_id))
+        network.advance(0.1)
+    assert network.hub.counters.refusals == {}
+    assert network.link.counters.connections == 1
+
+
 def test_one_link_may_carry_many_streams():
     network = Network()
     for boot_id in ("one", "two"):
