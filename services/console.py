@@ -16,8 +16,10 @@ from interlatent_live.console.asking import Asking
 from interlatent_live.console.broadcast import Broadcast
 from interlatent_live.console.keeper import Keeper
 from interlatent_live.console.live import LiveHub
+from interlatent_live.console.metrics import HttpMetrics
 from interlatent_live.console.secrets import load_token, request_key, state_folder
 from interlatent_live.console.serving import HttpServer
+from interlatent_live.console.state import store_url
 from interlatent_live.explanations.requests import open_answer, seal
 from interlatent_live.feed.client import FeedClient
 from interlatent_live.feed.documents import Topic
@@ -36,15 +38,6 @@ if TYPE_CHECKING:
     from interlatent_live.config import Settings
 
 POLL_S = 0.1
-
-
-def store_url(settings: Settings) -> str:
-    """The configured database, or SQLite in the state folder.
-
-    Raises:
-        UserError: when the state folder cannot be made.
-    """
-    return settings.console.store or f"sqlite:///{state_folder(settings) / 'store.sqlite3'}"
 
 
 def serve(settings: Settings) -> None:
@@ -99,7 +92,7 @@ def serve(settings: Settings) -> None:
         try:
             with explained("the console", address, "console.http"):
                 server = HttpServer(
-                    make_app(sources),
+                    HttpMetrics(make_app(sources), broadcast, runtime.registry),
                     address,
                     (broadcast, live),
                     feeds=settings.console.clients,

@@ -13,10 +13,12 @@ import typer
 from interlatent_live.cli import (
     alerts,
     bench,
+    claims,
     config,
     demo,
     diff,
     doctor,
+    incident,
     keys,
     policies,
     probes,
@@ -61,6 +63,8 @@ app.add_typer(config.app)
 app.add_typer(keys.app)
 app.add_typer(query.app)
 app.add_typer(alerts.app)
+app.add_typer(claims.app)
+app.command()(incident.incident)
 app.command()(recordings.inspect)
 app.command()(doctor.doctor)
 app.command()(bench.bench)

@@ -34,7 +34,9 @@ from interlatent_live.console.bodies import (  # noqa: TC001 - FastAPI reads ann
     CorrectionBody,
 )
 from interlatent_live.console.built_page import built_page, page_router
+from interlatent_live.console.feed_socket import serve_feed
 from interlatent_live.console.guard import Guard
+from interlatent_live.console.incidents import router as incidents_router
 from interlatent_live.console.live import LiveHub, View
 from interlatent_live.console.live_socket import serve_live
 from interlatent_live.console.secrets import FILE_NAME
@@ -88,6 +90,8 @@ def make_app(sources: Sources) -> FastAPI:
         redoc_url=None,
     )
     app.include_router(_reading(sources), prefix=PREFIX)
+    app.include_router(_feed(sources), prefix=PREFIX)
+    app.include_router(incidents_router(sources.store, sources.asking), prefix=PREFIX)
     app.include_router(_writing(sources), prefix=PREFIX)
     app.include_router(statistics_router(sources.statistics), prefix=f"{PREFIX}/statistics")
     app.include_router(_live(sources.live), prefix=PREFIX)
@@ -144,6 +148,13 @@ def _reading(sources: Sources) -> APIRouter:
     def runs(cursor: Text = "", limit: Limit = 100) -> Response:
         return _page(store.runs(after=cursor, limit=limit + 1), limit, "run_id")
 
+    @out.get("/runs/{run_id:path}", summary="One run")
+    def run(run_id: str) -> Response:
+        row = store.run(run_id)
+        if row is None:
+            raise HTTPException(404, f"there is no run {run_id[:64]}")
+        return _json(row)
+
     @out.get("/claims", summary="Claims as they were last published")
     def claims(  # noqa: PLR0917 - called by name
         run_id: Text = "",
@@ -177,6 +188,23 @@ def _reading(sources: Sources) -> APIRouter:
     def costs(limit: Limit = 100) -> Response:
         return _json({"items": store.costs(limit=limit)})
 
+    return out
+
+
+def _feed(sources: Sources) -> APIRouter:
+    out = APIRouter(tags=["reading"], default_response_class=Response)
+
+    @out.websocket("/feed/ws")
+    async def feed_socket(
+        socket: WebSocket, topics: Text = "", after: Annotated[str, Query(max_length=64)] = ""
+    ) -> None:
+        try:
+            await serve_feed(socket, sources.broadcast, _topics(topics), after)
+        except UserError as error:
+            await socket.send_denial_response(_json({"detail": str(error)}, _refused(error)))
+        except HTTPException as error:
+            await socket.send_denial_response(_json({"detail": error.detail}, error.status_code))
+
     @out.get("/feed", summary="The feed as server-sent events, or as JSON lines by Accept")
     async def feed(
         accept: Annotated[str, Header()] = SSE,
@@ -188,10 +216,14 @@ def _reading(sources: Sources) -> APIRouter:
         try:
             return FeedResponse(sources.broadcast, wanted, last_event_id, kind)
         except UserError as error:
-            status = 422 if "Last-Event-ID" in str(error) else 503
-            raise HTTPException(status, str(error)) from error
+            raise HTTPException(_refused(error), str(error)) from error
 
     return out
+
+
+def _refused(error: UserError) -> int:
+    """The status for a place in the feed that is not given."""
+    return 422 if "Last-Event-ID" in str(error) else 503
 
 
 def _live(hub: LiveHub) -> APIRouter:

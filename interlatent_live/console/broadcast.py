@@ -15,6 +15,7 @@ import secrets
 import threading
 from collections import deque
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -23,10 +24,19 @@ from interlatent_live.errors import UserError
 from interlatent_live.feed.documents import Topic, document_payload
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
 BATCH = 32
 """Events that a client is handed at once."""
+
+
+class ClientKind(StrEnum):
+    """How a client gets its events."""
+
+    EVENTS = "events"
+    """Server-sent events."""
+    LINES = "lines"
+    WEBSOCKET = "websocket"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +62,20 @@ class Batch:
     closed: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """What the ring and its clients have been through."""
+
+    clients: Mapping[ClientKind, int]
+    """Open now."""
+    missed: Mapping[ClientKind, int]
+    """Events, of all topics, that were gone before a client came to them."""
+    refused: int
+    """Clients turned away because there were too many."""
+    published: int
+    held_bytes: int
+
+
 class Broadcast:
     """The ring. Safe to use from several threads.
 
@@ -74,11 +98,25 @@ class Broadcast:
         self._closed = False
         self._lock = threading.Lock()
         self._places: dict[Place, None] = {}
+        self._missed = dict.fromkeys(ClientKind, 0)
+        self._refused = 0
 
     @property
     def clients(self) -> int:
         """Open feeds."""
         return len(self._places)
+
+    def counts(self) -> Counts:
+        """Open feeds, and what became of clients so far."""
+        with self._lock:
+            kinds = [place.kind for place in self._places]
+            return Counts(
+                clients={kind: kinds.count(kind) for kind in ClientKind},
+                missed=dict(self._missed),
+                refused=self._refused,
+                published=self._last,
+                held_bytes=self._bytes,
+            )
 
     def publish(self, topic: Topic, time_ns: int, document: msgspec.Struct) -> None:
         """Take a document in and wake whoever waits; never blocks on a client."""
@@ -105,7 +143,11 @@ class Broadcast:
             place.wake()
 
     def join(
-        self, wake: Callable[[], None], topics: frozenset[Topic], last_id: str | None = None
+        self,
+        wake: Callable[[], None],
+        topics: frozenset[Topic],
+        last_id: str | None = None,
+        kind: ClientKind = ClientKind.EVENTS,
     ) -> Place:
         """A new client's place in the ring.
 
@@ -119,6 +161,7 @@ class Broadcast:
         epoch, dash, text = (last_id or "").rpartition("-")
         with self._lock:
             if len(self._places) >= self._most_clients:
+                self._refused += 1
                 raise UserError(
                     f"{self._most_clients} feeds are open already; close one, or raise "
                     "console.clients"
@@ -128,7 +171,7 @@ class Broadcast:
             known = bool(last_id) and epoch == self.epoch
             if known and int(text) > self._last:
                 raise UserError(f"there is no event {last_id} yet; leave Last-Event-ID out")
-            place = Place(self, wake, topics)
+            place = Place(self, wake, topics, kind)
             if known:
                 place.after = int(text)
             else:
@@ -154,7 +197,9 @@ class Broadcast:
                 return Batch(tuple(events), missed)
             oldest = self._ring[0].number if self._ring else self._last + 1
             if place.after < oldest - 1:
-                missed = None if missed is None else missed + oldest - 1 - place.after
+                gone = oldest - 1 - place.after
+                self._missed[place.kind] += gone
+                missed = None if missed is None else missed + gone
                 place.after = oldest - 1
             found: list[Event] = []
             # Numbers are consecutive, so a place is an index.
@@ -171,12 +216,17 @@ class Broadcast:
 class Place:
     """One client's place; made by :meth:`Broadcast.join`."""
 
-    __slots__ = ("_broadcast", "after", "missed", "snapshot", "topics", "wake")
+    __slots__ = ("_broadcast", "after", "kind", "missed", "snapshot", "topics", "wake")
 
     def __init__(
-        self, broadcast: Broadcast, wake: Callable[[], None], topics: frozenset[Topic]
+        self,
+        broadcast: Broadcast,
+        wake: Callable[[], None],
+        topics: frozenset[Topic],
+        kind: ClientKind,
     ) -> None:
         self._broadcast = broadcast
+        self.kind = kind
         self.wake = wake
         self.topics = topics
         self.after = 0

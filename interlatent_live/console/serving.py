@@ -71,6 +71,8 @@ class HttpServer:
             ws="websockets-sansio",
             ws_max_size=LARGEST_WORD,
             ws_max_queue=4,
+            # On this machine bytes are cheaper than compressing them for each client anew.
+            ws_per_message_deflate=False,
             lifespan="off",
             log_config=None,
             log_level="warning",

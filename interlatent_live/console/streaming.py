@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 from fastapi.responses import StreamingResponse
 
+from interlatent_live.console.broadcast import ClientKind
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
@@ -42,7 +44,8 @@ class FeedResponse(StreamingResponse):
             if not loop.is_closed():
                 loop.call_soon_threadsafe(awake.set)
 
-        self._place = broadcast.join(wake, topics, last_id)
+        kind = ClientKind.EVENTS if media_type == SSE else ClientKind.LINES
+        self._place = broadcast.join(wake, topics, last_id, kind)
         as_text = _sse if media_type == SSE else _lines
         nothing = b": still here\n\n" if media_type == SSE else b"\n"
         super().__init__(
@@ -89,12 +92,16 @@ def _sse(batch: Batch, epoch: str) -> bytes:
 
 
 def _lines(batch: Batch, epoch: str) -> bytes:
+    return b"".join(part + b"\n" for part in as_objects(batch, epoch))
+
+
+def as_objects(batch: Batch, epoch: str) -> list[bytes]:
+    """A JSON object for each event, after one that says what was missed, if anything was."""
     parts = []
     if batch.missed != 0:
         missed = {"topic": "missed", "value": {"events": batch.missed}}
         parts.append(msgspec.json.encode(missed))
-    parts += [_object(event, epoch) for event in batch.events]
-    return b"".join(part + b"\n" for part in parts)
+    return parts + [_object(event, epoch) for event in batch.events]
 
 
 def _object(event: Event, epoch: str) -> bytes:

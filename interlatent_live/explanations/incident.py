@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from interlatent_live.errors import UserError
+from interlatent_live.explanations.predicates import to_text
 from interlatent_live.explanations.verification import Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -27,6 +28,33 @@ if TYPE_CHECKING:
 
 UNUSUAL_SHARE: Final = 0.05
 """A feature is unusual when at most this share of reference windows was as active."""
+COURSE_POINTS: Final = 200
+"""Points of a feature's course over the window, at most."""
+DENSE_CELLS: Final = 64 * 2**20
+"""Rows × features that an analysis holds at once, as float32."""
+_LISTED: Final = 12
+
+
+@dataclass(frozen=True, slots=True)
+class KnownClaim:
+    """What is said of a feature, as far as an incident shows it."""
+
+    label: str
+    verdict: str
+    predicate: str | None = None
+
+
+def known_claims(claims: Iterable[Claim]) -> dict[int, KnownClaim]:
+    """By feature index; where the writer abstained there is nothing to show."""
+    return {
+        claim.address.index: KnownClaim(
+            claim.label,
+            str(claim.verdict),
+            None if claim.predicate is None else to_text(claim.predicate),
+        )
+        for claim in claims
+        if claim.verdict is not Verdict.ABSTAINED
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +73,9 @@ class UnusualFeature:
     """True: more active than usual; False: more silent."""
     lead_steps: int | None
     """Steps before the end from which it stayed unusual; None when it was not at the very end."""
-    label: str
-    """Its claim's label, with the verdict; empty without a claim."""
+    course: tuple[float, ...]
+    """Largest activation in each of at most ``COURSE_POINTS`` equal parts of the window."""
+    claim: KnownClaim | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +85,7 @@ class PastCase:
     env: int
     episode: int
     similarity: float
-    """Cosine of the mean activations, each feature scaled by its usual spread."""
+    """Cosine of the shares of steps on, each feature scaled by its spread among the ends."""
     steps: int
 
 
@@ -64,6 +93,7 @@ class PastCase:
 class Incident:
     """What can be said of the end of one episode."""
 
+    hook_point: str
     env: int
     episode: int
     steps: int
@@ -75,6 +105,7 @@ class Incident:
     def to_json(self) -> dict[str, Any]:
         """As the command and the API show it."""
         return {
+            "hook_point": self.hook_point,
             "env": self.env,
             "episode": self.episode,
             "steps": self.steps,
@@ -83,12 +114,15 @@ class Incident:
             "features": [
                 {
                     "address": f.address,
-                    "label": f.label,
+                    "label": "" if f.claim is None else f.claim.label,
+                    "verdict": None if f.claim is None else f.claim.verdict,
+                    "predicate": None if f.claim is None else f.claim.predicate,
                     "activity": f.activity,
                     "usual": f.usual,
                     "as_extreme": f.as_extreme,
                     "direction": "more active" if f.excess else "more silent",
                     "lead_steps": f.lead_steps,
+                    "course": list(f.course),
                 }
                 for f in self.features
             ],
@@ -104,17 +138,40 @@ class Incident:
         }
 
 
+def small_enough(
+    evidence: Evidence, *, env: int, episode: int, cells: int = DENSE_CELLS
+) -> Evidence:
+    """The newest episodes of all copies, as many as fit, and always the one asked for."""
+    wanted = len(evidence) * evidence.n_features
+    if wanted <= cells:
+        return evidence
+    newest = evidence.unit_begun_ns.argsort()[::-1]
+    keep = np.zeros(len(newest), bool)
+    keep[newest[: max(int(len(newest) * cells / wanted), 2)]] = True
+    keep |= (evidence.unit_key[:, 1] == env) & (evidence.unit_key[:, 2] == episode)
+    return evidence.select(keep)
+
+
 def analyse_incident(
     evidence: Evidence,
     *,
     env: int,
     episode: int,
-    claims: Sequence[Claim] = (),
+    claims: Mapping[int, KnownClaim] | None = None,
     window: int = 100,
     boot: int | None = None,
     most: int = 10,
 ) -> Incident:
     """Analyse the last ``window`` steps of an episode against all other episodes.
+
+    Args:
+        evidence: rows of one hook point.
+        env: copy of the environment.
+        episode: number of the episode within that copy.
+        claims: what is said of the features, by index.
+        window: steps before the end that are looked at.
+        boot: number of the agent process, where there were several; by default the last.
+        most: features that are named.
 
     Raises:
         UserError: when the episode is not there, or nothing is left to compare it with.
@@ -125,8 +182,8 @@ def analyse_incident(
         chosen &= key[:, 0] == boot
     if not chosen.any():
         raise UserError(
-            f"episode {episode} of copy {env} is not in the recording; it has "
-            f"{evidence.n_units} episodes"
+            f"episode {episode} of copy {env} is not among the steps that are there: "
+            f"{_there(key, env)}"
         )
     unit = int(np.flatnonzero(chosen)[-1])
     starts = np.searchsorted(evidence.unit, np.arange(evidence.n_units + 1))
@@ -153,11 +210,7 @@ def analyse_incident(
     extreme = np.where(excess, above, below)
     ranked = np.lexsort((-np.abs(activity - usual), extreme))
     unusual = [int(f) for f in ranked if extreme[f] <= UNUSUAL_SHARE][:most]
-    labels = {
-        claim.address.index: f"{claim.label} ({claim.verdict})"
-        for claim in claims
-        if claim.verdict is not Verdict.ABSTAINED
-    }
+    claims = claims or {}
     whole = on[starts[unit] : starts[unit + 1]]
     features = tuple(
         UnusualFeature(
@@ -168,11 +221,13 @@ def analyse_incident(
             as_extreme=float(extreme[f]),
             excess=bool(excess[f]),
             lead_steps=_lead(whole[:, f], reference[:, f], length, excess=bool(excess[f])),
-            label=labels.get(f, ""),
+            course=_course(evidence.activation(f)[starts[unit + 1] - length : starts[unit + 1]]),
+            claim=claims.get(f),
         )
         for f in unusual
     )
     return Incident(
+        hook_point=evidence.hook_point,
         env=env,
         episode=episode,
         steps=int(lengths[unit]),
@@ -181,6 +236,22 @@ def analyse_incident(
         nearest=_nearest(evidence, on, starts, unit=unit, others=others, length=length),
         reference_episodes=len(others),
     )
+
+
+def _there(key: NDArray[np.int64], env: int) -> str:
+    """Which episodes of a copy there are, in words."""
+    episodes = np.unique(key[key[:, 1] == env, 2])
+    if 0 < len(episodes) <= _LISTED:
+        return f"episodes {', '.join(str(one) for one in episodes)} of it"
+    if len(episodes):
+        return f"{len(episodes)} episodes of it, from {episodes[0]} to {episodes[-1]}"
+    copies = ", ".join(str(copy) for copy in np.unique(key[:, 1])[:20]) or "none"
+    return f"only copies {copies}"
+
+
+def _course(activation: NDArray[np.float32]) -> tuple[float, ...]:
+    parts = np.array_split(activation, min(len(activation), COURSE_POINTS))
+    return tuple(float(part.max()) for part in parts)
 
 
 def _windows(on: NDArray[np.float32], length: int, stride: int) -> NDArray[np.float64]:
@@ -213,6 +284,9 @@ def _nearest(
     length: int,
     count: int = 3,
 ) -> tuple[PastCase, ...]:
+    # Blocks of the very same endless episode are no past case.
+    same = (evidence.unit_key[:, :3] == evidence.unit_key[unit, :3]).all(1)
+    others = [u for u in others if not same[u]]
     ends = np.stack([on[starts[u + 1] - length : starts[u + 1]].mean(0) for u in (*others, unit)])
     spread = ends.std(0)
     scaled = (ends - ends.mean(0)) / np.where(spread > 1e-9, spread, np.inf)

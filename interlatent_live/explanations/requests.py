@@ -19,7 +19,11 @@ import msgspec
 
 from interlatent_live.errors import UserError
 from interlatent_live.explanations.claims import MeasuredEffect
-from interlatent_live.explanations.incident import analyse_incident
+from interlatent_live.explanations.incident import (
+    analyse_incident,
+    known_claims,
+    small_enough,
+)
 from interlatent_live.explanations.predicates import PredicateError, to_english, to_text
 from interlatent_live.explanations.scores import Interval
 from interlatent_live.explanations.writers.person import draft_by_person
@@ -35,8 +39,6 @@ FRESH_NS: Final = 60 * 10**9
 LARGEST_BODY: Final = 64 * 1024
 HISTORY_EVENTS: Final = 20
 """Newest verdicts of one claim in an answer; the console has the older ones in its store."""
-DENSE_CELLS: Final = 64 * 2**20
-"""Rows × features that an incident's analysis may hold at once, as float32."""
 
 
 class ClaimByPerson(msgspec.Struct, frozen=True, tag="claim"):
@@ -389,23 +391,12 @@ def _recollect(request: Recollect, inquiries: Inquiries) -> Answer:
 
 def _look_back(request: LookBack, inquiries: Inquiries) -> Answer:
     explainer = inquiries.explainer(request.run_id, request.hook_point)
-    evidence = explainer.evidence()
-    cells = len(evidence) * evidence.n_features
-    if cells > DENSE_CELLS:
-        # The newest episodes of all copies, as many as fit, and always the one asked for.
-        newest = evidence.unit_begun_ns.argsort()[::-1]
-        share = DENSE_CELLS / cells
-        keep = evidence.unit_begun_ns < 0
-        keep[newest[: max(int(len(newest) * share), 2)]] = True
-        keep |= (evidence.unit_key[:, 1] == request.env) & (
-            evidence.unit_key[:, 2] == request.episode
-        )
-        evidence = evidence.select(keep)
+    evidence = small_enough(explainer.evidence(), env=request.env, episode=request.episode)
     found = analyse_incident(
         evidence,
         env=request.env,
         episode=request.episode,
-        claims=explainer.claims,
+        claims=known_claims(explainer.claims),
         window=min(max(request.window, 1), 10_000),
     )
     return IncidentFound(request.id, found.to_json())

@@ -102,6 +102,9 @@ class ClaimStore(Protocol):
     def runs(self, *, after: str = "", limit: int = 100) -> list[dict[str, Any]]:
         """Runs by id, later than ``after``."""
 
+    def run(self, run_id: str) -> dict[str, Any] | None:
+        """One run."""
+
     def claims(self, wanted: ClaimFilter, *, after: str = "", limit: int = 100) -> list[ClaimRow]:
         """Claims by id, later than ``after``."""
 

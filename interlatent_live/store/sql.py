@@ -166,6 +166,11 @@ class SqlClaimStore:
         )
         return self._rows(query)
 
+    def run(self, run_id: str) -> dict[str, Any] | None:
+        """One run."""
+        rows = self._rows(sa.select(t.runs).where(t.runs.c.run_id == run_id))
+        return rows[0] if rows else None
+
     def claims(self, wanted: ClaimFilter, *, after: str = "", limit: int = 100) -> list[ClaimRow]:
         """Claims by id, later than ``after``."""
         query = sa.select(t.claims).where(t.claims.c.id > after)

@@ -14,8 +14,8 @@ import httpx2
 import pytest
 
 from interlatent_live.console.secrets import load_token, request_key, state_folder
+from interlatent_live.console.state import store_url
 from interlatent_live.explanations.requests import ClaimByPerson, Refused, open_answer, seal
-from interlatent_live.services.console import store_url
 from interlatent_live.services.network import Network
 from interlatent_live.store import ClaimFilter, open_store
 from interlatent_live.wire.sockets import receive_message, send_message
