@@ -1,7 +1,7 @@
 # The tasks of development; `make` lists them. CI runs .ci/run, which does the same from nothing.
 BIN ?= .venv/bin
 
-.PHONY: help install format lint types test slow peers figures docs constraints demo
+.PHONY: help install format lint types test slow peers page browser figures docs constraints demo
 
 help:           ## list the tasks
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 14
@@ -31,6 +31,12 @@ slow:           ## run the slow tests and those that inject faults
 peers:          ## test files against other tools' own packages, in an environment made for them
 	$(BIN)/python tests/peers/environment.py
 	$(BIN)/pytest -m peers tests/peers
+
+page:           ## build the console's page (needs node); commit dist with the sources
+	cd interlatent_live/console/page && npm ci && npm run check && npm run build
+
+browser:        ## look at the page with a real Chromium
+	$(BIN)/pytest -m browser
 
 figures:        ## refresh the figures in the documents from committed reports
 	$(BIN)/python .ci/figures.py
