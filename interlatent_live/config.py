@@ -301,6 +301,8 @@ class LimitSettings(_Section):
     """Largest body of one message."""
     agent_bytes: Bytes = 4 * MEBI
     """Steps of one agent that are sent and not yet acknowledged."""
+    messages_per_s: Annotated[float, Field(ge=10, le=1_000_000)] = 20_000.0
+    """Messages that one connection may send a second; more are refused and counted."""
     consumer_bytes: Bytes = 16 * MEBI
     """Features of one consumer that are sent and not yet acknowledged."""
     feed_bytes: Bytes = 16 * MEBI

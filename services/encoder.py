@@ -20,6 +20,7 @@ from interlatent_live.errors import UserError
 from interlatent_live.feed.documents import AgentsDocument, Topic
 from interlatent_live.logs import get_logger
 from interlatent_live.pipeline.encoder import EncoderCore
+from interlatent_live.pipeline.gathering import Gatherer
 from interlatent_live.pipeline.library import BUILT_IN, FolderLibrary, LibraryEncode
 from interlatent_live.services.encoder_metrics import EncoderMetrics, VersionCounts
 from interlatent_live.services.network import Network
@@ -112,6 +113,7 @@ class EncoderShell:
                 window_bytes=limits.agent_bytes,
                 least_bytes=min(limits.agent_bytes, 128 * 1024),
                 total_bytes=limits.agent_bytes * limits.agents,
+                messages_per_s=limits.messages_per_s,
                 server="interlatent-live encoder",
             ),
             limits=Limits(body_bytes=limits.message_bytes),
@@ -124,6 +126,10 @@ class EncoderShell:
             FeatureSender(network, one, limits.consumer_bytes)
             for one in (endpoints.correlator, endpoints.explainer, *encoder.consumers)
         ]
+        # What waits here takes of the room that consumers have anyway.
+        self._gatherer = Gatherer(limits.consumer_bytes // 4)
+        self._polled: tuple[zmq.Socket[bytes], ...] | None = None
+        self._poller = zmq.Poller()
         self._metrics = EncoderMetrics(
             runtime.registry, self._core, self._consumers, self._versions
         )
@@ -154,6 +160,8 @@ class EncoderShell:
             for batch in self._core.encode_ready(time.monotonic_ns()):
                 self._publish(batch)
             self._end_runs()
+            for batch in self._gatherer.due(time.monotonic_ns()):
+                self._hand_on(batch)
             for consumer in self._consumers:
                 consumer.receive()
                 consumer.tick()
@@ -165,6 +173,8 @@ class EncoderShell:
         """Close every socket; consumers are told goodbye."""
         for batch in self._core.encode_ready(time.monotonic_ns(), flush=True):
             self._publish(batch)
+        for batch in self._gatherer.flush():
+            self._hand_on(batch)
         for consumer in self._consumers:
             consumer.close()
         self._feed.close()
@@ -175,17 +185,16 @@ class EncoderShell:
 
     def _poll(self) -> None:
         wait_ms = LONGEST_POLL_MS
-        ready_ns = self._core.next_ready_ns()
-        if ready_ns is not None:
-            wait_ms = min(wait_ms, max(0, (ready_ns - time.monotonic_ns()) // 1_000_000))
-        poller = zmq.Poller()
-        poller.register(self._agents.socket, zmq.POLLIN)
-        poller.register(self._feed.socket, zmq.POLLIN)
-        poller.register(self._runtime.wakeup_fd, zmq.POLLIN)
-        for consumer in self._consumers:
-            if consumer.socket is not None:
-                poller.register(consumer.socket, zmq.POLLIN)
-        poller.poll(wait_ms)
+        for due_ns in (self._core.next_ready_ns(), self._gatherer.next_due_ns()):
+            if due_ns is not None:
+                wait_ms = min(wait_ms, max(0, (due_ns - time.monotonic_ns()) // 1_000_000))
+        consumers = tuple(one.socket for one in self._consumers if one.socket is not None)
+        if consumers != self._polled:
+            self._polled, self._poller = consumers, zmq.Poller()
+            sources = (self._agents.socket, self._feed.socket, self._runtime.wakeup_fd)
+            for source in (*sources, *consumers):
+                self._poller.register(source, zmq.POLLIN)
+        self._poller.poll(wait_ms)
 
     def _on_received(self, received: Received) -> None:
         match received:
@@ -202,7 +211,7 @@ class EncoderShell:
         manifest = asked.hello.manifest
         boot_id = manifest.boot_id
         try:
-            if self._core.manifest(boot_id) is None:
+            if not self._core.follows(boot_id):
                 missing = self._enter(asked)
                 transcoders = self._core.transcoders(boot_id)
                 for consumer in self._consumers:
@@ -247,11 +256,16 @@ class EncoderShell:
             self._publish(batch)
 
     def _publish(self, batch: FeatureBatch) -> None:
+        if self._feed.wanted(Topic.FEATURES):
+            self._feed.forward(Topic.FEATURES, encode_features(batch, sent_ns=batch.encoded_ns))
+        for gathered in self._gatherer.add(batch, time.monotonic_ns()):
+            self._hand_on(gathered)
+        self._done(batch.boot_id)
+
+    def _hand_on(self, batch: FeatureBatch) -> None:
         frames = encode_features(batch, sent_ns=batch.encoded_ns)
         for consumer in self._consumers:
             consumer.offer(batch, frames)
-        self._feed.forward(Topic.FEATURES, frames)
-        self._done(batch.boot_id)
 
     def _done(self, boot_id: str) -> None:
         self._waiting[boot_id] -= 1
@@ -283,12 +297,26 @@ class EncoderShell:
         for boot_id, sent in list(self._ending.items()):
             if self._waiting.get(boot_id, 0) == 0:
                 del self._ending[boot_id]
-                self._waiting.pop(boot_id, None)
                 self._keep_counts(boot_id)
                 self._core.goodbye(boot_id, sent)
-                for consumer in self._consumers:
-                    consumer.end_stream(boot_id, GOODBYE_WITHIN_S)
-                self._status_at = 0.0
+                self._end_streams(boot_id)
+
+    def _end_vanished(self) -> None:
+        """Runs end too that the receiver has forgotten because they were silent for so long."""
+        known = {*self._agents.hub.streams(), *self._ending}
+        for boot_id in self._core.going_on():
+            if boot_id not in known:
+                self._log.warning("run vanished", boot=boot_id)
+                self._core.vanish(boot_id)
+                self._end_streams(boot_id)
+
+    def _end_streams(self, boot_id: str) -> None:
+        self._waiting.pop(boot_id, None)
+        for batch in self._gatherer.flush(boot_id):
+            self._hand_on(batch)
+        for consumer in self._consumers:
+            consumer.end_stream(boot_id, GOODBYE_WITHIN_S)
+        self._status_at = 0.0
 
     def _keep_counts(self, boot_id: str) -> None:
         counts = self._agents.hub.counts(boot_id)
@@ -305,6 +333,7 @@ class EncoderShell:
         for identity in self._core.retired():
             self._prepared.release(identity)
             self._library.forget(identity)
+        self._end_vanished()
         self._reloader.serving(self._core.serving())
         for boot_id in self._agents.hub.streams():
             if self._core.manifest(boot_id) is not None:
@@ -315,6 +344,7 @@ class EncoderShell:
             agents=agents,
             service={
                 "refusals": dict(self._agents.hub.counters.refusals),
+                "vanished": self._core.vanished,
                 "transcoders": {
                     "device": self._prepared.device,
                     "ready": len(self._prepared),

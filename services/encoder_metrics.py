@@ -105,7 +105,11 @@ class EncoderMetrics(Collector):
         )
         versions.add_metric(["adopted"], self._versions.adopted)
         versions.add_metric(["refused"], self._versions.refused)
-        yield from (received, encoded, lost, fvu, versions)
+        vanished = CounterMetricFamily(
+            "interlatent_runs_vanished", "Runs that ended without a goodbye."
+        )
+        vanished.add_metric([], self._core.vanished)
+        yield from (received, encoded, lost, fvu, versions, vanished)
         yield from (self._latencies(snapshot), self._links(snapshot))
 
     @staticmethod

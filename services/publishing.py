@@ -37,6 +37,7 @@ class FeedPublisher:
         self.socket = network.publisher(endpoint, f"endpoints.{source}_feed")
         self._kept: dict[tuple[Topic, str], tuple[dict[str, Any], int]] = {}
         self._numbers: dict[Topic, int] = {}
+        self._subscribed: set[str] = set()
 
     def documents(self, topic: Topic, document: msgspec.Struct, key: str = "") -> None:
         """Publish a document and keep it for late joiners."""
@@ -52,6 +53,10 @@ class FeedPublisher:
         _, size = self._kept.pop(key, (None, 0))
         self._held -= size
 
+    def wanted(self, topic: Topic) -> bool:
+        """Whether a viewer has asked for this topic: what nobody wants need not be made."""
+        return any(topic.startswith(wanted) for wanted in self._subscribed)
+
     def forward(self, topic: Topic, frames: Sequence[bytes | memoryview]) -> None:
         """Publish a wire message as it is, kept for nobody."""
         self._send([topic.value.encode(), *frames])
@@ -62,11 +67,20 @@ class FeedPublisher:
             frames = receive_message(self.socket)
             if frames is None:
                 return
-            if frames[0][:1] == b"\x01":
-                wanted = frames[0][1:].decode("utf-8", "replace")
+            wanted = frames[0][1:].decode("utf-8", "replace")
+            if frames[0][:1] == b"\x00":
+                # XPUB says so only when the last of them left.
+                self._subscribed.discard(wanted)
+            elif frames[0][:1] == b"\x01":
+                self._remember(wanted)
                 for (topic, _), (payload, _) in list(self._kept.items()):
                     if topic.startswith(wanted):
                         self._publish(topic, payload)
+
+    def _remember(self, wanted: str) -> None:
+        # Foreign words: only those that mean something here are kept, so they are few.
+        if any(topic.startswith(wanted) for topic in Topic):
+            self._subscribed.add(wanted)
 
     def close(self) -> None:
         """Close the socket."""

@@ -76,6 +76,7 @@ class FeatureService:
                 window_bytes=limits.consumer_bytes,
                 least_bytes=min(limits.consumer_bytes, 128 * 1024),
                 total_bytes=limits.consumer_bytes * limits.consumers,
+                messages_per_s=limits.messages_per_s,
                 server=f"interlatent-live {name}",
             ),
             limits=Limits(body_bytes=limits.message_bytes),

@@ -59,6 +59,10 @@ class RowReceiver:
             if received is None:
                 return
             now, peer = read_clock(), received.peer
+            refused = self.hub.paced(now, peer)
+            if refused is not None:
+                yield from self._carry_out(refused)
+                continue
             try:
                 message = decode(received.frames, self._limits)
             except WireError as error:

@@ -14,6 +14,7 @@ import numpy as np
 from interlatent_live.encoding.micro_batching import BatchLimits, Joiner, MicroBatcher, Request
 from interlatent_live.errors import MismatchError, UserError
 from interlatent_live.feed.documents import AgentStatus, HookPointStatus, Percentiles
+from interlatent_live.pipeline.gathering import joined_codes
 from interlatent_live.pipeline.latency import LatencyHistogram
 from interlatent_live.stream import (
     Activations,
@@ -207,6 +208,8 @@ class EncoderCore:
         self._open: dict[int, _Open] = {}
         self._next_message = 0
         self.refused_rows = 0
+        self.vanished = 0
+        """Runs that ended without a goodbye."""
 
     # -- admission ---------------------------------------------------------------------------------
 
@@ -280,6 +283,11 @@ class EncoderCore:
             "train some with `interlatent-live train`"
         )
 
+    def follows(self, source: str) -> bool:
+        """Whether a source was admitted and has not ended since."""
+        agent = self._agents.get(source)
+        return agent is not None and not agent.ended
+
     def manifest(self, source: str) -> Manifest | None:
         """What an admitted source said of itself."""
         agent = self._agents.get(source)
@@ -312,6 +320,15 @@ class EncoderCore:
             agent.sent = sent
             for hook_point in agent.hook_points.values():
                 hook_point.transcoder = _Elsewhere.like(hook_point.transcoder)
+
+    def vanish(self, source: str) -> None:
+        """A run ended without a goodbye, and so long ago that nobody waits for it any more."""
+        self.vanished += 1
+        self.goodbye(source, None)
+
+    def going_on(self) -> tuple[str, ...]:
+        """The sources of runs that have not ended."""
+        return tuple(source for source, agent in self._agents.items() if not agent.ended)
 
     # -- new versions ------------------------------------------------------------------------------
 
@@ -499,7 +516,7 @@ class EncoderCore:
         silent = (steps.flags & StepFlag.NO_ACTIVATION).astype(bool) if some_silent else None
         codes: dict[str, SparseCodes] = {}
         for name, held in waiting.codes.items():
-            whole = held if isinstance(held, SparseCodes) else _joined(held)
+            whole = held if isinstance(held, SparseCodes) else joined_codes(held)
             codes[name] = whole if silent is None else _without_rows(whole, silent)
             waiting.hook_points[name].observe(codes[name])
         return self._counted(
@@ -631,18 +648,6 @@ def _code_rows(codes: SparseCodes, start: int, stop: int) -> SparseCodes:
         value=codes.value[first:last],
         error=codes.error[start:stop],
         error_affine=codes.error_affine[start:stop],
-    )
-
-
-def _joined(parts: list[SparseCodes]) -> SparseCodes:
-    lengths = np.concatenate([np.diff(part.indptr) for part in parts])
-    return SparseCodes(
-        n_features=parts[0].n_features,
-        indptr=np.concatenate([[0], np.cumsum(lengths)]).astype(np.uint32),
-        index=np.concatenate([part.index for part in parts]),
-        value=np.concatenate([part.value for part in parts]),
-        error=np.concatenate([part.error for part in parts]),
-        error_affine=np.concatenate([part.error_affine for part in parts]),
     )
 
 

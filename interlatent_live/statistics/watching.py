@@ -152,12 +152,16 @@ class ScoreAlarm:
 
 @dataclass(slots=True)
 class _Usual:
-    """Mean and spread of the state metrics over the first blocks, by Chan's formulas."""
+    """Mean and spread of the state metrics over the first blocks, from sums about a first value."""
 
     columns: NDArray[np.intp]
     n: Floats
-    mean: Floats
-    ss: Floats
+    pivot: Floats
+    """The first finite value, NaN before it; means of metrics far from 0 keep their digits."""
+    first: Floats
+    """Σ d with d = value - pivot."""
+    square: Floats
+    """Σ d²."""
     through: int = -1
     """Last block of the learning, −1 before the first row."""
 
@@ -165,22 +169,29 @@ class _Usual:
     def of(cls, specs: Sequence[MetricSpec]) -> _Usual:
         columns = np.array([i for i, s in enumerate(specs) if s.role == Role.STATE], np.intp)
         k = len(columns)
-        return cls(columns, np.zeros(k), np.zeros(k), np.zeros(k))
+        return cls(columns, np.zeros(k), np.full(k, np.nan), np.zeros(k), np.zeros(k))
 
     def learn(self, metrics: Floats) -> None:
-        """Rows one by one, so that how they were batched does not show in the last digit."""
-        for row in metrics[:, self.columns]:
-            known = np.isfinite(row)
-            self.n += known
-            delta = np.where(known, row - self.mean, 0.0)
-            self.mean = self.mean + delta / np.maximum(self.n, 1.0)
-            self.ss += np.where(known, delta * (row - self.mean), 0.0)
+        """Add rows; running sums go row by row, so how rows were batched shows in no digit."""
+        rows = metrics[:, self.columns]
+        known = np.isfinite(rows)
+        found = known.any(axis=0)
+        begin = rows[known.argmax(axis=0), np.arange(rows.shape[1])]
+        self.pivot = np.where(np.isnan(self.pivot) & found, begin, self.pivot)
+        d = np.where(known, rows - self.pivot, 0.0)
+        self.n += known.sum(axis=0)
+        self.first = np.cumsum(np.vstack([self.first, d]), axis=0)[-1]
+        self.square = np.cumsum(np.vstack([self.square, d * d]), axis=0)[-1]
 
     def score(self, metrics: Floats) -> Floats:
-        spread = np.sqrt(self.ss / np.maximum(self.n - 1, 1.0))
+        """[n] distance of rows from what was usual; NaN where a metric is absent."""
+        n = np.maximum(self.n, 1.0)
+        mean = np.where(self.n > 0, self.pivot + self.first / n, 0.0)
+        ss = np.maximum(self.square - self.first * self.first / n, 0.0)
+        spread = np.sqrt(ss / np.maximum(self.n - 1, 1.0))
         values = np.where(np.isfinite(metrics), metrics, np.nan)[:, self.columns]
         with np.errstate(invalid="ignore"):
-            return novelty(values, self.mean, spread)
+            return novelty(values, mean, spread)
 
 
 class StreamWatch:
@@ -323,7 +334,9 @@ class StreamWatch:
         """JSON-able meta and arrays, for a snapshot."""
         self.settle()
         arrays: dict[str, NDArray[Any]] = {
-            "usual": np.array([self._usual.n, self._usual.mean, self._usual.ss])
+            "usual": np.array(
+                [self._usual.n, self._usual.pivot, self._usual.first, self._usual.square]
+            )
         }
         meta: dict[str, Any] = {
             "newest": self._newest,
@@ -352,7 +365,7 @@ class StreamWatch:
             raise UserError(f"the snapshot watches {names}, not {list(self.config.conformal)}")
         self._newest = int(meta["newest"])
         self._usual.through = int(meta["through"])
-        self._usual.n, self._usual.mean, self._usual.ss = (
+        self._usual.n, self._usual.pivot, self._usual.first, self._usual.square = (
             np.array(row, np.float64) for row in arrays["usual"]
         )
         for score, state in zip(self.scores, meta["scores"], strict=True):

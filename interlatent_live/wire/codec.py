@@ -471,6 +471,7 @@ _STEPS_START: Final = bytes((0x80 | 9,)) + msgpack.packb({"v": VERSION, "kind": 
 _FIRST_SIX: Final = bytes((0x80 | 6,))
 _LAST_THREE: Final = bytes((0x80 | 3,))
 _SEQ_KEY: Final = msgpack.packb("seq")
+_REST: Final = msgspec.msgpack.Decoder(StepsRest)
 _LONGEST_PREFIX: Final = 4096
 
 
@@ -708,11 +709,9 @@ def _recall_steps(
 def _rest(entries: bytes) -> StepsRest | None:
     """The changing fields of a steps header, ``None`` when these bytes are not just them."""
     try:
-        fields = _unpack(_LAST_THREE + entries, "header")
-        if not isinstance(fields, dict) or len(fields) != 3:
-            return None
-        return _convert(fields, StepsRest, "steps")
-    except WireError:
+        # All three are required and no other is allowed, so a map of three has each of them once.
+        return _REST.decode(_LAST_THREE + entries)
+    except (msgspec.MsgspecError, ValueError, OverflowError, RecursionError):
         return None
 
 

@@ -70,6 +70,8 @@ class ReceiverConfig:
     least_bytes: int = 128 * 1024
     total_bytes: int = 256 * 1024 * 1024
     max_rows: int = 4096
+    messages_per_s: float = 20_000.0
+    """Messages that one connection may send a second; a second's worth may come at once."""
     server: str = ""
 
 
@@ -158,6 +160,14 @@ class _Stream:
 
 
 @dataclass(slots=True)
+class _Pace:
+    """How many messages a connection may still send, as of a moment (a token bucket)."""
+
+    left: float
+    at: float
+
+
+@dataclass(slots=True)
 class HubCounters:
     """What happened at a hub since its start; rows are counted by the ledgers."""
 
@@ -196,8 +206,31 @@ class ReceiverHub:
         self._age_at = 0.0
         self._sweep_at = 0.0
         self._refused: OrderedDict[tuple[Identity, str], float] = OrderedDict()
+        self._paces: OrderedDict[Identity, _Pace] = OrderedDict()
 
     # --- events ---------------------------------------------------------------------------------
+
+    def paced(self, now: Now, peer: Identity) -> list[HubInstruction] | None:
+        """Ask before a message is decoded: ``None`` lets it through.
+
+        A connection that sends more than its rate is refused, reason ``rate``; rows in what is
+        thrown away leave a hole, and so are declared like any that vanish on the way.
+        """
+        pace = self._paces.get(peer)
+        rate = self.config.messages_per_s
+        if pace is None:
+            # Whoever connects anew for each message is no faster for it: the oldest is forgotten.
+            while len(self._paces) >= self.config.max_peers:
+                self._paces.popitem(last=False)
+            pace = self._paces[peer] = _Pace(rate, now.mono)
+        pace.left = min(rate, pace.left + (now.mono - pace.at) * rate)
+        pace.at = now.mono
+        if pace.left >= 1.0:
+            pace.left -= 1.0
+            return None
+        return self._refusal(
+            now, peer, "rate", f"this connection sends more than {rate:g} messages a second"
+        )
 
     def on_message(
         self, now: Now, peer: Identity, message: WireMessage, *, size: int, user_id: str = ""

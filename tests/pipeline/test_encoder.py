@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from interlatent_live.encoding.micro_batching import BatchLimits
 from interlatent_live.errors import MismatchError, UserError
-from interlatent_live.pipeline.encoder import OVERLOAD, EncoderCore
+from interlatent_live.pipeline.encoder import OVERLOAD, RUNS_SHOWN, EncoderCore
 from interlatent_live.stream import (
     Activations,
     HookPointSpec,
@@ -188,6 +188,24 @@ def test_status_adds_up():
     assert status.hook_points[0].fvu_affine == pytest.approx(2 * mean, rel=1e-5)
     assert status.hook_points[0].fvu_steps == 5
     assert status.steps_per_second > 0
+
+
+def test_a_run_that_vanished_ends_is_counted_and_makes_room():
+    one = core()
+    for number in range(RUNS_SHOWN):
+        one.admit(f"s{number}", manifest(run_id=f"run{number}", boot_id=f"boot{number}"))
+    one.vanish("s0")
+    assert one.vanished == 1
+    assert not one.follows("s0")
+    assert "s0" not in one.going_on()
+    assert one.agents()[0].ended
+    assert one.agents()[0].steps_sent is None
+    one.admit("next", manifest(run_id="next", boot_id="next"))
+    assert len(one.agents()) == RUNS_SHOWN
+    assert one.manifest("s0") is None
+    one.admit("s0", manifest(run_id="run0", boot_id="boot0"))
+    assert one.follows("s0")
+    assert one.retired() == ()
 
 
 def test_an_overloaded_encoder_declares_what_it_cannot_keep():

@@ -4,10 +4,11 @@ import pytest
 from interlatent_live.errors import UserError
 from interlatent_live.pipeline.correlator import CorrelatorCore
 from interlatent_live.statistics.config import CorrelatorConfig
+from interlatent_live.statistics.conformal import novelty
 from interlatent_live.statistics.slices import compile_slices, parse_slices
 from interlatent_live.statistics.snapshot import load_state, save_state
 from interlatent_live.statistics.snapshot_folder import SnapshotFolder
-from interlatent_live.statistics.watching import WatchConfig
+from interlatent_live.statistics.watching import StreamWatch, WatchConfig
 from interlatent_live.stream import Controller
 from tests.support.planted_stream import HOOK, episodes, manifest
 
@@ -131,3 +132,22 @@ def test_a_slice_of_other_metrics_is_left_out_with_its_reason():
     found = compile_slices(parse_slices(["a: lean > 1 rad", "b: mass > 3"]), manifest().metrics)
     assert [spec.name for spec in found.specs] == ["a"]
     assert "mass" in found.refused["b"]
+
+
+def test_what_is_usual_does_not_depend_on_how_rows_were_batched():
+    specs = manifest().metrics
+    rows = np.random.default_rng(0).normal(1e7, 1.0, size=(300, len(specs)))
+    rows[3, 0] = np.nan
+    rows[0, 1] = np.inf
+    scores = []
+    for size in (1, 7, 300):
+        watch = StreamWatch(WATCH, specs)
+        for start in range(0, 300, size):
+            watch._usual.learn(rows[start : start + size])
+        scores.append(watch._usual.score(rows))
+    assert np.array_equal(scores[0], scores[1], equal_nan=True)
+    assert np.array_equal(scores[0], scores[2], equal_nan=True)
+    columns = watch._usual.columns
+    seen = np.where(np.isfinite(rows), rows, np.nan)[:, columns]
+    expected = novelty(seen, np.nanmean(seen, axis=0), np.nanstd(seen, axis=0, ddof=1))
+    np.testing.assert_allclose(scores[0], expected, rtol=1e-6)

@@ -426,6 +426,33 @@ def test_garbage_is_counted_and_answered_once_a_second():
     decode(encode(answers[0].message))
 
 
+def test_a_flood_of_messages_is_cut_to_the_rate_and_its_rows_are_declared():
+    config = ReceiverConfig(messages_per_s=50)
+    network = up(receiver_config=config)
+    now = network.hub_now()
+    through = [network.hub.paced(now, network.identity) for _ in range(200)].count(None)
+    assert through == 50
+    assert network.hub.counters.refusals == {"rate": 150}
+    assert network.hub.paced(now, b"another") is None
+    later = now._replace(mono=now.mono + 0.1)
+    assert [network.hub.paced(later, network.identity) for _ in range(20)].count(None) in {4, 5}
+    # What a shell throws away for it is a hole like any other.
+    network.send(4)
+    network.to_hub.clear()
+    network.send(3)
+    network.settle()
+    assert network.link.counts("boot").lost == {DropReason.MISSING: 4}
+    assert network.hub.counts("boot").received == 3
+
+
+def test_strangers_who_come_anew_for_each_message_take_bounded_memory():
+    hub = ReceiverHub(ReceiverConfig(max_peers=8, messages_per_s=10))
+    now = Network().hub_now()
+    for number in range(1000):
+        hub.paced(now, f"peer-{number}".encode())
+    assert len(hub._paces) == 8
+
+
 def test_rows_must_be_what_the_manifest_announced():
     network = up()
     wrong = StepsMessage("boot", make_batch(0, 2))
