@@ -17,7 +17,7 @@ from interlatent_live.stream import FeatureBatch, SparseCodes, Steps
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-ROWS: Final = 512
+ROWS: Final = 256
 """A run's rows go on as soon as they are so many: from there on a message costs nothing beside its
 rows."""
 DELAY_NS: Final = 50_000_000
