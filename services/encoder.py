@@ -22,6 +22,7 @@ from interlatent_live.logs import get_logger
 from interlatent_live.pipeline.encoder import EncoderCore
 from interlatent_live.pipeline.gathering import Gatherer
 from interlatent_live.pipeline.library import BUILT_IN, FolderLibrary, LibraryEncode
+from interlatent_live.pipeline.stages import StageTimes
 from interlatent_live.services.encoder_metrics import EncoderMetrics, VersionCounts
 from interlatent_live.services.network import Network
 from interlatent_live.services.publishing import FeedPublisher
@@ -94,9 +95,10 @@ class EncoderShell:
         self._library = FolderLibrary(folders)
         self._prepared = PreparedEncoders(device, limit_bytes=encoder.weight_bytes)
         self._versions = VersionCounts()
+        self._stages = StageTimes()
         self._core = EncoderCore(
             self._library,
-            LibraryEncode(self._prepared),
+            self._stages.encoding(LibraryEncode(self._prepared)),
             limits=BatchLimits(
                 max_rows=encoder.batch_rows,
                 max_delay_ns=int(encoder.batch_delay_ms * 1e6),
@@ -131,7 +133,7 @@ class EncoderShell:
         self._polled: tuple[zmq.Socket[bytes], ...] | None = None
         self._poller = zmq.Poller()
         self._metrics = EncoderMetrics(
-            runtime.registry, self._core, self._consumers, self._versions
+            runtime.registry, self._core, self._consumers, self._versions, self._stages
         )
         self._waiting: dict[str, int] = {}
         self._ending: dict[str, int] = {}
@@ -242,7 +244,9 @@ class EncoderShell:
             self._take_features(boot_id, message)
             return
         self._waiting[boot_id] = self._waiting.get(boot_id, 0) + 1
-        if not self._core.submit(boot_id, message.batch, time.monotonic_ns()):
+        if self._core.submit(boot_id, message.batch, time.monotonic_ns()):
+            self._stages.arrived(boot_id)
+        else:
             self._done(boot_id)
 
     def _take_features(self, boot_id: str, message: FeaturesMessage) -> None:
@@ -256,6 +260,7 @@ class EncoderShell:
             self._publish(batch)
 
     def _publish(self, batch: FeatureBatch) -> None:
+        self._stages.encoded(batch.boot_id)
         if self._feed.wanted(Topic.FEATURES):
             self._feed.forward(Topic.FEATURES, encode_features(batch, sent_ns=batch.encoded_ns))
         for gathered in self._gatherer.add(batch, time.monotonic_ns()):
@@ -263,9 +268,10 @@ class EncoderShell:
         self._done(batch.boot_id)
 
     def _hand_on(self, batch: FeatureBatch) -> None:
-        frames = encode_features(batch, sent_ns=batch.encoded_ns)
-        for consumer in self._consumers:
-            consumer.offer(batch, frames)
+        with self._stages.publishing():
+            frames = encode_features(batch, sent_ns=batch.encoded_ns)
+            for consumer in self._consumers:
+                consumer.offer(batch, frames)
 
     def _done(self, boot_id: str) -> None:
         self._waiting[boot_id] -= 1

@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from interlatent_live.feed.documents import AgentStatus
     from interlatent_live.pipeline.encoder import EncoderCore
     from interlatent_live.pipeline.latency import LatencyHistogram
+    from interlatent_live.pipeline.stages import StageTimes
     from interlatent_live.services.sending import FeatureSender
 
 BOUNDS_MS = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 5000.0)
+STAGE_BOUNDS_MS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 200.0, 1000.0)
 
 
 @dataclass(slots=True)
@@ -36,6 +38,7 @@ class _Snapshot:
     latencies: Mapping[str, LatencyHistogram] = field(default_factory=dict)
     queued: Sequence[int] = ()
     """Bytes by consumer."""
+    stages: Mapping[str, LatencyHistogram] = field(default_factory=dict)
 
 
 class EncoderMetrics(Collector):
@@ -47,9 +50,11 @@ class EncoderMetrics(Collector):
         core: EncoderCore,
         consumers: Sequence[FeatureSender],
         versions: VersionCounts,
+        stages: StageTimes,
     ) -> None:
         self._core = core
         self._versions = versions
+        self._stages = stages
         self._consumers = consumers
         self._snapshot = _Snapshot()
         registry.register(self)
@@ -60,6 +65,7 @@ class EncoderMetrics(Collector):
             agents,
             self._core.latencies(),
             tuple(consumer.queued_bytes for consumer in self._consumers),
+            self._stages.histograms(),
         )
 
     def collect(self) -> Iterable[Metric]:
@@ -110,23 +116,40 @@ class EncoderMetrics(Collector):
         )
         vanished.add_metric([], self._core.vanished)
         yield from (received, encoded, lost, fvu, versions, vanished)
-        yield from (self._latencies(snapshot), self._links(snapshot))
-
-    @staticmethod
-    def _latencies(snapshot: _Snapshot) -> Metric:
-        family = HistogramMetricFamily(
+        yield self._histograms(
             "interlatent_step_to_feature_seconds",
             "From the agent's step to its features.",
-            labels=["agent"],
+            "agent",
+            snapshot.latencies,
+            BOUNDS_MS,
         )
-        for agent, histogram in snapshot.latencies.items():
-            counts = histogram.cumulative(BOUNDS_MS)
+        yield self._histograms(
+            "interlatent_encoder_stage_seconds",
+            "What a message of steps waits before it is encoded, what encoding a micro-batch takes,"
+            " and handing features on to the consumers.",
+            "stage",
+            snapshot.stages,
+            STAGE_BOUNDS_MS,
+        )
+        yield self._links(snapshot)
+
+    @staticmethod
+    def _histograms(
+        name: str,
+        about: str,
+        label: str,
+        histograms: Mapping[str, LatencyHistogram],
+        bounds_ms: tuple[float, ...],
+    ) -> Metric:
+        family = HistogramMetricFamily(name, about, labels=[label])
+        for of, histogram in histograms.items():
+            counts = histogram.cumulative(bounds_ms)
             buckets = [
                 (str(bound / 1e3), float(count))
-                for bound, count in zip(BOUNDS_MS, counts, strict=True)
+                for bound, count in zip(bounds_ms, counts, strict=True)
             ]
             buckets.append(("+Inf", float(histogram.n)))
-            family.add_metric([agent], buckets, sum_value=histogram.sum_ms / 1e3)
+            family.add_metric([of], buckets, sum_value=histogram.sum_ms / 1e3)
         return family
 
     @staticmethod
