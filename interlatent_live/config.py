@@ -165,6 +165,11 @@ class EndpointSettings(_Section):
     explainer_requests: Endpoint = "tcp://127.0.0.1:28416"
     """The console hands claims by people to the explainer here."""
     console_health: Address = "127.0.0.1:28423"
+    control: Endpoint = "tcp://127.0.0.1:28418"
+    """Agents take commands from here (control)."""
+    control_requests: Endpoint = "tcp://127.0.0.1:28419"
+    """The console and `interlatent-live intervene` command here (control)."""
+    control_health: Address = "127.0.0.1:28424"
 
     def feeds(self) -> tuple[str, str, str]:
         """The endpoints that viewers subscribe to."""
@@ -292,6 +297,15 @@ class ConsoleSettings(_Section):
     """Newest steps kept for pages; they are taken in only while a page shows them."""
 
 
+class ControlSettings(_Section):
+    """Who may step in, and what is written of it."""
+
+    audit: Path | None = None
+    """Folder of the audit; none: audit in the console's state folder."""
+    second_above: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of an agent's own bound above which an intervention needs a second person; 1: none."""
+
+
 class LimitSettings(_Section):
     """What may be connected and how much may wait; memory follows from it."""
 
@@ -342,6 +356,7 @@ class Settings(BaseSettings):
     correlator: CorrelatorSettings = CorrelatorSettings()
     explainer: ExplainerSettings = ExplainerSettings()
     console: ConsoleSettings = ConsoleSettings()
+    control: ControlSettings = ControlSettings()
     limits: LimitSettings = LimitSettings()
     security: SecuritySettings = SecuritySettings()
     logging: LoggingSettings = LoggingSettings()

@@ -216,6 +216,11 @@ class AgentControl:
         published = self.published
         return self._reader.read(published.decision, monotonic_ns()).mode
 
+    @property
+    def row(self) -> int:
+        """Number of the row under construction; from any thread."""
+        return self._row()
+
     # -- in the forward ------------------------------------------------------------------------
 
     def turn(self) -> tuple[Published, Turn]:

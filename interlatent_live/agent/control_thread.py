@@ -112,7 +112,7 @@ class ControlThread:
         self._decided = machine.decision
         self._used = -1
         self._changed_at = 0
-        self._row = 0
+        self._reported: deque[Report] = deque(maxlen=MOST_UNCONFIRMED)
         self._trouble = ""
         self._waiting: deque[Happening] = deque(maxlen=MOST_UNCONFIRMED)
         self._unconfirmed: deque[AgentEvent] = deque(maxlen=MOST_UNCONFIRMED)
@@ -294,7 +294,8 @@ class ControlThread:
             self._trouble = report.trouble[:1000]
             machine.revert(f"reverted: {report.trouble}"[:1000], now)
         else:
-            self._used, self._row = max(self._used, report.version), report.row
+            self._used = max(self._used, report.version)
+            self._reported.append(report)
 
     def _watch_encoder(self, now: int) -> None:
         if self._encoder_up is None or not self._machine.active or self._encoder_up():
@@ -315,7 +316,7 @@ class ControlThread:
             event = AgentEvent(
                 number=self._numbered,
                 version=happening.version,
-                row=-1 if refused else self._row,
+                row=-1 if refused else self._row_of(happening.version),
                 command_id=happening.command_id,
                 operation=happening.operation,
                 fate=happening.fate,
@@ -331,6 +332,13 @@ class ControlThread:
                     for name in ("number", "row", "command_id", "operation", "fate", "detail")
                 },
             )
+
+    def _row_of(self, version: int) -> int:
+        """The first row that was taken under a version or a later one."""
+        # Happenings come in the order of their versions, so what was passed over is done with.
+        while self._reported and self._reported[0].version < version:
+            self._reported.popleft()
+        return self._reported[0].row if self._reported else -1
 
     # -- what goes out -------------------------------------------------------------------------
 
@@ -369,7 +377,7 @@ class ControlThread:
             boot_id=self._hello.boot_id,
             version=machine.version,
             mode=machine.mode,
-            row=self._row,
+            row=self._control.row,
             obeyed=self._used >= machine.version,
             latched=latch is None or latch.stopped == stopped,
             hold_left_ms=None if hold_until == NEVER else (hold_until - now) // 1_000_000,

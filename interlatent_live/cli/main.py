@@ -12,6 +12,7 @@ import typer
 
 from interlatent_live.cli import (
     alerts,
+    audit,
     bench,
     claims,
     config,
@@ -19,6 +20,7 @@ from interlatent_live.cli import (
     diff,
     doctor,
     incident,
+    intervene,
     keys,
     policies,
     probes,
@@ -47,6 +49,7 @@ app.command()(services.encoder)
 app.command()(services.correlator)
 app.command()(services.explainer)
 app.command()(services.console)
+app.command()(services.control)
 app.command(hidden=True)(demo.demo_agent)
 app.command()(demo.demo_build)
 app.command()(transcoders.collect)
@@ -63,6 +66,8 @@ app.add_typer(config.app)
 app.add_typer(keys.app)
 app.add_typer(query.app)
 app.add_typer(alerts.app)
+app.add_typer(intervene.app)
+app.add_typer(audit.app)
 app.add_typer(claims.app)
 app.command()(incident.incident)
 app.command()(recordings.inspect)

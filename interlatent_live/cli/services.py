@@ -58,6 +58,21 @@ def console(config: ConfigOption = None, assign: SetOption = None) -> None:
     _serve("console", resolve_options(config, assign).settings, serve)
 
 
+def control(config: ConfigOption = None, assign: SetOption = None) -> None:
+    """Let people hold, stop and steer agents, and write down who did what.
+
+    Agents with control connect to endpoints.control; the console and `interlatent-live intervene`
+    command at endpoints.control_requests. Owns no data: with every other service frozen, a stop
+    still arrives. Runs until SIGINT or SIGTERM.
+    """
+    from interlatent_live.logs import configure_logging
+    from interlatent_live.services.control import serve
+
+    settings = resolve_options(config, assign).settings
+    configure_logging("control", level=settings.logging.level, log_format=settings.logging.format)
+    serve(settings)
+
+
 def up(config: ConfigOption = None, assign: SetOption = None) -> None:
     """Start encoder, correlator, explainer and console on this machine and keep them up.
 

@@ -8,11 +8,12 @@ to refuse: see :mod:`interlatent_live.control.machine`.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
+
+import msgspec
 
 from interlatent_live.errors import UserError
 from interlatent_live.interventions.values import (
@@ -158,5 +159,4 @@ class Command:
 
     def digest(self) -> str:
         """SHA-256 over everything it says: two commands with one id must be the same command."""
-        text = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
+        return hashlib.sha256(msgspec.json.encode(self, order="sorted")).hexdigest()
