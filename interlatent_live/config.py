@@ -266,6 +266,9 @@ class ExplainerSettings(_Section):
     narrate_every_s: Seconds = 4.0
     calibration: Path | None = None
     """Recording that claims are proposed from; none: they are proposed from early episodes."""
+    block_steps: Annotated[int, Field(ge=20)] | None = None
+    """Steps after which an episode that goes on counts as another one, for claims; none: 20
+    autocorrelation times of the slowest metric, in runs whose episodes do not end."""
     null_draws: Annotated[int, Field(ge=99)] = 999
     """Draws of the null that a claim's score is held against."""
     seed: int = 0

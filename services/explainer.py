@@ -98,6 +98,7 @@ class ExplainerShell:
                 null_draws=options.null_draws,
                 seed=options.seed,
                 limit_bytes=settings.limits.evidence_bytes,
+                block_steps=options.block_steps,
             ),
             calibrations=calibrations_from(load_calibrations(recordings)),
             pace=Pace(narrate_s=options.narrate_every_s),

@@ -228,6 +228,10 @@ class EvidenceStore:
     def __len__(self) -> int:
         return self._rows
 
+    def split_every(self, steps: int) -> None:
+        """Cut episodes into blocks of so many steps from now on, also those that are here."""
+        self._block = steps
+
     @property
     def used_bytes(self) -> int:
         """Bytes of the rows held now, ≤ ``limit_bytes``."""

@@ -47,9 +47,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from interlatent_live.explanations.predicates import Predicate, Truth
-    from interlatent_live.explanations.scores import Interval
+    from interlatent_live.explanations.scores import Interval, Scores
+    from interlatent_live.explanations.verification import Judgement
     from interlatent_live.stream import FeatureBatch, MetricSpec
 
+MOST_CHALLENGERS: Final = 16
+"""Claims checked beside those that stand; each costs looks at the null of its own."""
 _COPIES_NARRATED: Final = 64
 _LOOKS: Final = tuple(sorted({6 * 2**k for k in range(20)} | {8 * 2**k for k in range(20)}))
 
@@ -99,6 +102,7 @@ class Explainer:
             specs, limit_bytes=self.config.limit_bytes, block_steps=self.config.block_steps
         )
         self._claims: dict[int, Claim] = {}
+        self._challengers: dict[int, Claim] = {}
         self._rules: dict[int, Rule] = {}
         self._clock: dict[int, Rule] = {}
         self._null: NullModel | None = None
@@ -117,10 +121,19 @@ class Explainer:
         """How fast the agent acts, which only words the narration; None: count in steps."""
         self._seconds = 1 / control_hz if control_hz else None
 
+    def split_every(self, steps: int) -> None:
+        """Resample blocks of so many steps from now on, for a run whose episodes do not end."""
+        self._store.split_every(steps)
+
     @property
     def claims(self) -> tuple[Claim, ...]:
         """The newest version of every claim, by feature index."""
         return tuple(self._claims[index] for index in sorted(self._claims))
+
+    @property
+    def challengers(self) -> tuple[Claim, ...]:
+        """Claims that are checked beside those that stand, by feature index."""
+        return tuple(self._challengers[index] for index in sorted(self._challengers))
 
     @property
     def null_draws_done(self) -> int:
@@ -157,6 +170,7 @@ class Explainer:
                 kind=self.config.null,
             )
         self._claims, self._looked, self._watches, self._ledger_ns = {}, {}, {}, {}
+        self._challengers = {}
         for rule in rules:
             self.adopt(rule.feature, state_rule(rule), now_ns)
         return self.claims
@@ -197,7 +211,36 @@ class Explainer:
 
         A draft by a person or a model goes through the same gate as the built-in's.
         """
-        old = self._claims.get(feature)
+        claim = self._made(feature, draft, now_ns)
+        self._claims[feature] = claim
+        self._ledger_ns[feature] = int(now_ns)
+        self._watches.pop(feature, None)
+        return claim
+
+    def challenge(self, feature: int, draft: Draft, now_ns: int) -> Claim:
+        """Check a draft beside the claim that stands, whose place it takes once it is better.
+
+        It has a held-out ledger of its own from now on and is judged like any claim; at a rescoring
+        that finds it verified, and the claim that stands not verified or less accurate on the same
+        rows, it becomes the feature's claim. Of several for one feature the newest is checked.
+
+        Raises:
+            UserError: when the feature has no claim, or too many are being checked.
+        """
+        self._claim(feature)
+        if feature not in self._challengers and len(self._challengers) >= MOST_CHALLENGERS:
+            raise UserError(
+                f"{MOST_CHALLENGERS} claims by people are being checked at {self.hook_point} "
+                "already; wait until later episodes have judged some"
+            )
+        claim = self._made(feature, draft, now_ns)
+        self._challengers[feature] = claim
+        return claim
+
+    def _made(self, feature: int, draft: Draft, now_ns: int) -> Claim:
+        """A draft as the next version of what is said of the feature."""
+        old, rival = self._claims.get(feature), self._challengers.get(feature)
+        known = [one for one in (old, rival) if one is not None]
         claim = Claim(
             address=FeatureAddress(self.hook_point, feature, self._transcoder_hash),
             label=draft.label,
@@ -206,9 +249,10 @@ class Explainer:
             predicate=draft.predicate,
             writer=draft.writer,
             prompt_hash=draft.prompt_hash,
-            version=0 if old is None else old.version + 1,
+            version=max((one.version + 1 for one in known), default=0),
             created_ns=int(now_ns),
-            rewrites=0 if old is None else old.rewrites + _was_scored(old),
+            # Whoever tries again spends of the same α, whether it is a rewrite or a challenge.
+            rewrites=max((one.rewrites + _was_scored(one) for one in known), default=0),
             expected_effect=draft.expected_effect,
             confidence=draft.confidence,
             density=None if old is None else old.density,
@@ -216,13 +260,8 @@ class Explainer:
             history=() if old is None else old.history,
         )
         if draft.predicate is None:
-            claim = claim.judged(Verdict.ABSTAINED, "no rule tells when this feature is on", now_ns)
-        else:
-            claim = claim.judged(Verdict.PENDING, "no episode has begun since", now_ns)
-        self._claims[feature] = claim
-        self._ledger_ns[feature] = int(now_ns)
-        self._watches.pop(feature, None)
-        return claim
+            return claim.judged(Verdict.ABSTAINED, "no rule tells when this feature is on", now_ns)
+        return claim.judged(Verdict.PENDING, "no episode has begun since", now_ns)
 
     def prune(self, feature: int, now_ns: int) -> Claim | None:
         """Drop what the held-out episodes do not support; a new version, or None if all is needed.
@@ -329,6 +368,10 @@ class Explainer:
         for since, features in ledgers.items():
             held_out = evidence.begun_after(since)
             self._rescore_ledger(held_out, since, features, now_ns, last=last, stale=mismatch)
+        for challenger in self.challengers:
+            self._rescore_challenger(
+                challenger, evidence, now_ns, last=last, stale=mismatch or self._alarm
+            )
         return self.claims
 
     def _rescore_ledger(
@@ -355,13 +398,62 @@ class Explainer:
             claim = self._claims[feature]
             if claim.predicate is None or claim.scores is None:
                 continue
-            accuracy = claim.scores.balanced_accuracy
-            if null is not None and accuracy.value is not None and self._null is not None:
-                at = int(np.searchsorted(self._null.features, feature))
-                p = null.p_of(at, accuracy.value, accuracy.error)
-                claim = replace(claim, p_adjusted=p, null_draws=null.draws)
+            claim = self._with_p(claim, null)
             self._claims[feature] = self._judged(claim, held_out, now_ns, stale or self._alarm)
         self._truths = {}
+
+    def _rescore_challenger(
+        self, claim: Claim, evidence: Evidence, now_ns: int, *, last: bool, stale: str
+    ) -> None:
+        """Judge a challenger by its own ledger, and let it stand where it is better."""
+        feature, held_out = claim.address.index, evidence.begun_after(claim.created_ns)
+        self._truths = {}
+        claim = self._scored(claim, held_out)
+        scores = claim.scores
+        if scores is not None:
+            claim = self._with_p(claim, self._look(held_out, claim.created_ns, last=last))
+            judgement = self._judgement(claim, scores, stale)
+            claim = claim.judged(judgement.verdict, judgement.reason, now_ns)
+        self._challengers[feature] = claim
+        if claim.verdict is Verdict.VERIFIED and self._beats(claim, held_out):
+            del self._challengers[feature]
+            old = self._claims[feature]
+            self._claims[feature] = replace(
+                claim, density=old.density, history=(*old.history, claim.history[-1])
+            )
+            self._ledger_ns[feature] = claim.created_ns
+            self._watches.pop(feature, None)
+        self._truths = {}
+
+    def _beats(self, claim: Claim, held_out: Evidence) -> bool:
+        """Whether a verified challenger tells on from off better than the claim that stands."""
+        standing = self._claims[claim.address.index]
+        if standing.verdict is not Verdict.VERIFIED or standing.predicate is None:
+            return True
+        holds = self._truth(standing.predicate, held_out).holds
+        theirs = balanced_accuracy_of(held_out, claim.address.index, holds).value
+        ours = None if claim.scores is None else claim.scores.balanced_accuracy.value
+        return ours is not None and (theirs is None or ours > theirs)
+
+    def _with_p(self, claim: Claim, null: NullResult | None) -> Claim:
+        """With its adjusted p against a look at the null, where there is one."""
+        accuracy = None if claim.scores is None else claim.scores.balanced_accuracy
+        if null is None or self._null is None or accuracy is None or accuracy.value is None:
+            return claim
+        at = int(np.searchsorted(self._null.features, claim.address.index))
+        p = null.p_of(at, accuracy.value, accuracy.error)
+        return replace(claim, p_adjusted=p, null_draws=null.draws)
+
+    def _judgement(self, claim: Claim, scores: Scores, stale: str) -> Judgement:
+        """The verdict of a claim's scores."""
+        return judge(
+            scores,
+            claim.p_adjusted,
+            version=claim.rewrites,
+            effect_sign=0 if claim.expected_effect is None else claim.expected_effect.sign,
+            effect=claim.effect,
+            stale=stale,
+        )
 
     def _scored(self, claim: Claim, held_out: Evidence) -> Claim:
         predicate, feature = claim.predicate, claim.address.index
@@ -425,14 +517,7 @@ class Explainer:
         if claim.scores is None:
             return claim
         feature = claim.address.index
-        judgement = judge(
-            claim.scores,
-            claim.p_adjusted,
-            version=claim.rewrites,
-            effect_sign=0 if claim.expected_effect is None else claim.expected_effect.sign,
-            effect=claim.effect,
-            stale=stale,
-        )
+        judgement = self._judgement(claim, claim.scores, stale)
         if (
             claim.verdict is Verdict.STALE
             and not stale
@@ -544,11 +629,15 @@ class Explainer:
                 "address": str(claim.address),
                 "density": claim.density,
                 "eligible": str(claim.address) in eligible,
-                "claim": claim_json(claim),
+                "claim": {**claim_json(claim), "challenger": self._challenger_json(claim)},
             }
             for claim in self.claims
         ]
         return {"features": features, "claims": claim_counts(self.claims, live, eligible)}
+
+    def _challenger_json(self, claim: Claim) -> dict[str, Any] | None:
+        found = self._challengers.get(claim.address.index)
+        return None if found is None else claim_json(found)
 
 
 def _events(evidence: Evidence, feature: int, holds: NDArray[np.bool_]) -> tuple[Events, Events]:

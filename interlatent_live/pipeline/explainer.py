@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING
 
 from interlatent_live.errors import UserError
 from interlatent_live.explanations import Explainer, Verdict
+from interlatent_live.explanations.blocks import block_length
 from interlatent_live.explanations.narrator import sentence_json
 from interlatent_live.explanations.scheduling import importance
 from interlatent_live.explanations.writers import BuiltInWriter
 from interlatent_live.feed.documents import ClaimsDocument, NarrationDocument, NarrationLine
+from interlatent_live.stream import EPISODE_END
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
 
 EPISODES_TO_PROPOSE_FROM = 16
 ROWS_TO_PROPOSE_FROM = 4000
+ENDLESS_AFTER = 4000
+"""Steps of each copy without any end, after which a run is taken for one that never ends."""
 EPISODES_TO_PRUNE_ON = 16
 BUILT_IN = BuiltInWriter().name
 SECOND_NS = 1_000_000_000
@@ -70,6 +74,9 @@ class _Inquiry:
     ended: bool = False
     final: bool = False
     unscored_rows: int = 0
+    ended_episodes: int = 0
+    split_due_seq: int = 0
+    """Row from which it is looked whether the run is endless; −1: it is split, or never will be."""
     pruned: dict[int, int] = field(default_factory=dict)
     """Newest version of each feature's claim whose clauses were looked at."""
     asked: set[int] = field(default_factory=set)
@@ -175,6 +182,7 @@ class ExplainerCore:
             inquiry.explainer.observe(batch)
             inquiry.next_seq = batch.steps.first_seq + len(batch.steps)
             inquiry.unscored_rows += len(batch.steps)
+            inquiry.ended_episodes += int(((batch.steps.flags & EPISODE_END) != 0).sum())
             if inquiry.first_row_ns is None and len(batch.steps):
                 inquiry.first_row_ns = int(batch.steps.time_ns[0])
 
@@ -209,6 +217,7 @@ class ExplainerCore:
         """One unit for one inquiry; ``None`` when there is nothing to do for it now."""
         if inquiry.final:
             return None
+        self._split_endless(inquiry)
         if not inquiry.explainer.claims and not self._propose(inquiry):
             return self._finish(inquiry) if inquiry.ended else None
         if not inquiry.ended:
@@ -216,6 +225,24 @@ class ExplainerCore:
         if self._search_null(inquiry.explainer):
             return []
         return self._finish(inquiry)
+
+    def _split_endless(self, inquiry: _Inquiry) -> None:
+        """Cut a run whose episodes do not end into blocks, so that later ones can judge claims."""
+        if inquiry.split_due_seq < 0 or inquiry.next_seq < inquiry.split_due_seq:
+            return
+        if self._config.block_steps is not None or inquiry.ended_episodes:
+            inquiry.split_due_seq = -1
+            return
+        enough = ENDLESS_AFTER * max(inquiry.manifest.env_count, 1)
+        if inquiry.next_seq < enough:
+            inquiry.split_due_seq = enough
+            return
+        steps = block_length(inquiry.explainer.evidence(), EPISODES_TO_PROPOSE_FROM)
+        if steps is None:
+            inquiry.split_due_seq = inquiry.next_seq * 3 // 2
+            return
+        inquiry.explainer.split_every(steps)
+        inquiry.split_due_seq = -1
 
     def _follow(self, inquiry: _Inquiry) -> list[Document] | None:
         """Narrate, rescore or search the null, whichever is due."""
@@ -328,7 +355,9 @@ class ExplainerCore:
         return self._inquiry(run_id, hook_point).explainer
 
     def adopt_by_person(self, run_id: str, hook_point: str, feature: int, draft: Draft) -> Claim:
-        """Put a person's draft through the gate; no model is asked for another.
+        """Put a person's draft through the gate, beside the claim that stands until it is better.
+
+        No model is asked for another.
 
         Raises:
             UserError: when the run is unknown, or has ended: no later episode could verify it.
@@ -337,7 +366,7 @@ class ExplainerCore:
         if inquiry.ended:
             raise UserError(f"run {run_id} has ended; a claim needs later episodes to be checked")
         inquiry.asked.add(feature)
-        return inquiry.explainer.adopt(feature, draft, self._clock())
+        return inquiry.explainer.challenge(feature, draft, self._clock())
 
     def _inquiry(self, run_id: str, hook_point: str) -> _Inquiry:
         found = self._inquiries.get((run_id, hook_point))

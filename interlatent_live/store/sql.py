@@ -283,25 +283,25 @@ def _take_claims(connection: Connection, document: ClaimsDocument) -> None:
                 "document": claim,
             }
             _upsert(connection, t.claims, {"id": one}, values)
-        version = {
-            "claim_id": one,
-            "version": claim["version"],
-            "created_ns": claim["created_ns"],
-        }
-        text = {
-            name: claim[name]
-            for name in ("label", "description", "predicate", "writer", "prompt_hash")
-        }
-        _insert_once(connection, t.claim_versions, version, text)
-        _take_verdict(
-            connection,
-            one,
-            version=claim["version"],
-            at_ns=claim["judged_ns"],
-            verdict=claim["verdict"],
-            reason=claim["reason"],
-            balanced_accuracy=claim["balanced_accuracy"],
-        )
+        _take_version(connection, one, claim)
+        if claim.get("challenger") is not None:
+            _take_version(connection, one, claim["challenger"])
+
+
+def _take_version(connection: Connection, one: str, claim: Mapping[str, Any]) -> None:
+    """What was said, and the verdict on it."""
+    version = {"claim_id": one, "version": claim["version"], "created_ns": claim["created_ns"]}
+    names = ("label", "description", "predicate", "writer", "prompt_hash")
+    _insert_once(connection, t.claim_versions, version, {name: claim[name] for name in names})
+    _take_verdict(
+        connection,
+        one,
+        version=claim["version"],
+        at_ns=claim["judged_ns"],
+        verdict=claim["verdict"],
+        reason=claim["reason"],
+        balanced_accuracy=claim["balanced_accuracy"],
+    )
 
 
 def _take_verdict(

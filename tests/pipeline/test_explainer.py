@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from interlatent_live.errors import UserError
@@ -12,6 +14,7 @@ from interlatent_live.feed.documents import (
     parse_document,
 )
 from interlatent_live.pipeline.explainer import Calibration, ExplainerCore, Pace, calibrations_from
+from interlatent_live.stream import SparseCodes, Steps
 from interlatent_live.wire.codec import check_payload
 from tests.support.planted_stream import HOOK, LEAN, TRANSCODER, episodes, manifest
 
@@ -204,3 +207,43 @@ def test_documents_fit_the_wire():
         payload = document_payload(document)
         check_payload(payload)
         assert parse_document(topic, payload) == document
+
+
+def endless(steps, at_once=500):
+    """The same stream without a single end."""
+    (whole,) = episodes(1, length=steps, seed=3, start_ns=SECOND)
+    whole.steps.flags[:] = 0
+    codes = whole.codes[HOOK]
+    for start in range(0, steps, at_once):
+        rows = slice(start, start + at_once)
+        bounds = codes.indptr[start : start + at_once + 1]
+        entries = slice(bounds[0], bounds[-1])
+        part = SparseCodes(
+            codes.n_features, bounds - bounds[0], codes.index[entries], codes.value[entries],
+            codes.error[rows], codes.error_affine[rows],
+        )  # fmt: skip
+        columns = ("env", "episode", "t", "time_ns", "controller", "flags", "metrics")
+        steps_of = {name: getattr(whole.steps, name)[rows] for name in columns}
+        yield replace(whole, steps=Steps(first_seq=start, **steps_of), codes={HOOK: part})
+
+
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_claims_about_a_run_without_ends_are_judged_on_blocks_of_it(calibrated):
+    clock, documents = Clock(), []
+    explainer = core(clock, calibrated=calibrated)
+    explainer.prepare()
+    explainer.hello(manifest(), {HOOK: TRANSCODER})
+    drive(explainer, clock, endless(20_000), documents)
+    lean = claim_of(finish(explainer, documents)[-1], LEAN)
+    assert lean["verdict"] == "verified"
+    # φ = .9: 20 autocorrelation times are some 200 steps.
+    assert 60 <= lean["episodes_heldout"] <= 140
+
+
+def test_a_run_with_ends_is_never_cut():
+    clock, documents = Clock(), []
+    explainer = core(clock)
+    explainer.prepare()
+    explainer.hello(manifest(), {HOOK: TRANSCODER})
+    drive(explainer, clock, episodes(5, length=3000, start_ns=SECOND), documents)
+    assert claim_of(finish(explainer, documents)[-1], LEAN)["episodes_heldout"] == 5

@@ -140,6 +140,21 @@ def test_an_explainer_that_numbers_from_0_again_makes_another_version(store):
     assert [(row["version"], row["created_ns"]) for row in versions] == [(0, 1), (0, 50)]
 
 
+def test_a_challenger_s_text_and_verdict_are_kept_beside_those_of_the_claim_that_stands(store):
+    rival = full(3, "weak", version=1, created_ns=8, judged_ns=9, writer="person:ada")
+    store.take(document(full(challenger=rival)))
+    row, history = store.claim(ONE), store.history(ONE)
+    assert (row.version, row.verdict) == (0, "verified")
+    assert [(one["version"], one["writer"]) for one in history["versions"]] == [
+        (0, "built-in"),
+        (1, "person:ada"),
+    ]
+    assert [(one["version"], one["verdict"]) for one in history["verdicts"]] == [
+        (0, "verified"),
+        (1, "weak"),
+    ]
+
+
 def test_claims_are_paged_and_filtered(store):
     store.take(document(*(full(index, "weak" if index % 2 else "verified") for index in range(7))))
     found, after = [], ""
