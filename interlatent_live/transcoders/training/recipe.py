@@ -41,8 +41,8 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         decay: share of the steps, at the end, over which it falls linearly to 0.
         beta1: Adam's first decay.
         beta2: Adam's second decay.
-        aux_weight: weight of the auxiliary loss that lets dead features explain the residual
-            (Gao et al. 2024, §A.2); 0 turns it off.
+        aux_weight: weight of the auxiliary loss that lets dead features explain the residual (after
+            Gao et al. 2024, §A.2, but in units of the loss itself); 0 turns it off.
         aux_k: dead features used per row; ``None`` means d_out / 2.
         dead_window: steps without firing after which a feature counts as dead.
         head_weight: λ of the head-weighted loss; 0 turns it off.
@@ -64,7 +64,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     decay: float = 0.5
     beta1: float = 0.9
     beta2: float = 0.999
-    aux_weight: float = 1 / 32
+    aux_weight: float = 1.0
     aux_k: int | None = None
     dead_window: int = 200
     head_weight: float = 0.0

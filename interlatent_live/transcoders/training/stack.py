@@ -20,7 +20,11 @@ from torch import Tensor
 
 from interlatent_live.transcoders.config import Architecture, Target
 from interlatent_live.transcoders.training.selection import batch_cuts, gate, keep_from, row_cuts
-from interlatent_live.transcoders.training.sparse_step import SPARSE_SHARE, sparse_step
+from interlatent_live.transcoders.training.sparse_step import (
+    SPARSE_FEATURES,
+    SPARSE_SHARE,
+    sparse_step,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -29,8 +33,8 @@ if TYPE_CHECKING:
     from interlatent_live.transcoders.training.recipe import Recipe
 
 _INITIAL_THRESHOLD = 0.1
-_MAX_REVIVAL = 1e12
-"""Bounds the auxiliary loss when a batch is explained to the last bit."""
+REVIVAL_SHARE = 4
+"""The auxiliary loss looks at one row in so many: dead features have time, steps have not."""
 
 
 @dataclass(eq=False)
@@ -79,6 +83,7 @@ class Stack:
         self.sparse = (
             device.type == "cpu"
             and config.architecture in (Architecture.TOPK, Architecture.BATCHTOPK)
+            and config.n_features >= SPARSE_FEATURES
             and (config.k or 0) <= SPARSE_SHARE * config.n_features
         )
         """Whether steps work on the support only; the results are the same up to rounding."""
@@ -309,16 +314,19 @@ class Stack:
         return d_features, total
 
     def _revive(self, models: slice, x: Tensor, pre: Tensor, error: Tensor) -> None:
-        """Auxiliary loss: the strongest dead features of each batch reconstruct the residual.
+        """Auxiliary loss: the strongest dead features reconstruct the residual of some rows.
 
-        Its gradient reaches only dead features' own weights. Scaled by the residual's own energy,
-        so that it keeps its pull when little is left to explain (Gao et al. 2024, §A.2).
+        Its gradient reaches only dead features' own weights. Unlike in Gao et al. 2024, §A.2, it is
+        not divided by the residual's energy: Adam ignores the scale of a gradient but not a change
+        of it, and a feature that falls dead when little is left to explain would be thrown far
+        off by a gradient 1 / FVU times what its moments know.
         """
+        rows = -(-x.shape[1] // REVIVAL_SHARE)
+        x, pre, error = x[:, :rows], pre[:, :rows], error[:, :rows]
         dead = self.since_fired[models] > self.recipe.dead_window
-        keep = (self.recipe.aux_k or max(1, self.config.d_out // 2)) * x.shape[1]
+        keep = (self.recipe.aux_k or max(1, self.config.d_out // 2)) * rows
         W_dec = self.parameters["W_dec"][models]
-        strength = 2.0 * self.recipe.aux_weight / error.square().sum((1, 2), keepdim=True)
-        strength = strength.clamp_max(_MAX_REVIVAL)
+        strength = 2.0 * self.recipe.aux_weight / rows
         if pre.is_cuda:
             # Static shapes: asking how many are dead would wait for the device.
             offered = pre.masked_fill(~dead.unsqueeze(1), 0.0)
@@ -336,7 +344,7 @@ class Stack:
 
 
 def _revival_gradients(
-    offered: Tensor, W_dec: Tensor, x: Tensor, error: Tensor, *, strength: Tensor, keep: int
+    offered: Tensor, W_dec: Tensor, x: Tensor, error: Tensor, *, strength: float, keep: int
 ) -> dict[str, Tensor]:
     """Gradients of strength/2 · ‖f W_dec + e‖² for the ``keep`` largest of the offered features."""
     features = keep_from(offered, batch_cuts(offered, keep))

@@ -7,7 +7,7 @@ import torch
 
 from interlatent_live.transcoders.config import Architecture, Target, TranscoderConfig
 from interlatent_live.transcoders.training.recipe import Recipe
-from interlatent_live.transcoders.training.stack import Stack
+from interlatent_live.transcoders.training.stack import REVIVAL_SHARE, Stack
 
 CPU = torch.device("cpu")
 N = 32
@@ -91,14 +91,15 @@ def reference_loss(config, recipe, p, x, y, dead):
         l0 = Step.apply(pre.detach(), theta).sum() / N
         loss = loss + recipe.l0_weight * (l0 / config.k - 1) ** 2
     if dead.any() and recipe.aux_weight:
-        error = errors[-1].detach()
+        rows = N // REVIVAL_SHARE
+        error = errors[-1].detach()[:rows]
         aux_k = config.d_out // 2
-        offered = pre * dead
-        top = torch.topk(offered.flatten(), min(aux_k * N, int(dead.sum()) * N))
-        revived = torch.zeros_like(pre).flatten()
-        revived = revived.scatter(0, top.indices, top.values.relu()).view_as(pre)
+        offered = (pre * dead)[:rows]
+        top = torch.topk(offered.flatten(), min(aux_k, int(dead.sum())) * rows)
+        revived = torch.zeros_like(offered).flatten()
+        revived = revived.scatter(0, top.indices, top.values.relu()).view_as(offered)
         gap = revived @ p["W_dec"] + error
-        loss = loss + recipe.aux_weight * gap.square().sum() / error.square().sum()
+        loss = loss + recipe.aux_weight * gap.square().sum() / rows
     return loss
 
 
@@ -144,6 +145,22 @@ def test_gradients_are_those_of_the_loss(kind, skip, target, dead_share, sparse)
                 parameter.grad[model], own[name].grad, rtol=2e-4, atol=2e-5, msg=f"{name} differs"
             )
         assert stack.stats.dead[model] == (stack.since_fired[model] > recipe.dead_window).sum()
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_a_batch_with_nothing_on_moves_biases_and_skip_path_only(skip):
+    stack = Stack(config_of(Architecture.BATCHTOPK, skip=skip), [1], Recipe(aux_weight=0), CPU)
+    stack.sparse = True
+    generator = torch.Generator().manual_seed(4)
+    x, y = torch.randn(1, N, 5, generator=generator), torch.randn(1, N, 6, generator=generator)
+    with torch.no_grad():
+        stack.parameters["b_enc"].fill_(-100.0)
+        stack.compute(slice(0, 1), x, y, 0, record=True)
+    assert stack.stats.l0.tolist() == [0.0]
+    assert not any(stack._gradient(name).any() for name in ("W_enc", "b_enc", "W_dec"))
+    torch.testing.assert_close(stack._gradient("b_dec")[0, 0], -2 * y[0].mean(0))
+    if skip:
+        torch.testing.assert_close(stack._gradient("W_skip")[0], -2 / N * x[0].T @ y[0])
 
 
 @pytest.mark.parametrize("sparse", [False, True])
@@ -200,5 +217,7 @@ def test_the_support_is_worked_on_where_it_pays():
 
     assert stack(Architecture.BATCHTOPK, 8, 1024).sparse
     assert stack(Architecture.TOPK, 8, 1024).sparse
-    assert not stack(Architecture.BATCHTOPK, 8, 256).sparse
+    assert stack(Architecture.BATCHTOPK, 8, 256).sparse
+    assert not stack(Architecture.BATCHTOPK, 32, 256).sparse
+    assert not stack(Architecture.BATCHTOPK, 2, 64).sparse
     assert not stack(Architecture.JUMPRELU, 8, 1024).sparse

@@ -44,11 +44,13 @@ def identities(trained):
     return {one.job.name: one.transcoder.identity for one in trained}
 
 
-def test_training_is_deterministic_and_resumes_to_the_bit(dataset, tmp_path):
-    whole = train_dataset(dataset, tmp_path / "a", SMALL, SHORT)
+@pytest.mark.parametrize("n_features", [32, 128], ids=["dense", "on the support"])
+def test_training_is_deterministic_and_resumes_to_the_bit(dataset, tmp_path, n_features):
+    request = TrainRequest(n_features=(n_features,), k=4, seeds=2)
+    whole = train_dataset(dataset, tmp_path / "a", request, SHORT)
     assert len(whole) == 4
-    assert train_dataset(dataset, tmp_path / "b", SMALL, SHORT, stop_after=23) == []
-    resumed = train_dataset(dataset, tmp_path / "b", SMALL, SHORT)
+    assert train_dataset(dataset, tmp_path / "b", request, SHORT, stop_after=23) == []
+    resumed = train_dataset(dataset, tmp_path / "b", request, SHORT)
     assert identities(resumed) == identities(whole)
     assert len(set(identities(whole).values())) == 4
 
