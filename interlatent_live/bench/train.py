@@ -3,10 +3,10 @@
 Sparse autoencoders (SAELens cannot train transcoders) on 4 hook points × 3 seeds at d = 64,
 F = 256, k = 8. Each peer trains 1M samples per model with its own trainer, in its best mode at the
 best of three learning rates, both chosen on one hook point and seed; the target is the held-out FVU
-that it then reaches itself. Ours is
-run with growing budgets, each a complete schedule, and the first that reaches the target counts
-with its whole wall time. Held-out FVU is compared at equal inference L0. The peers live in an
-environment of their own, ``$INTERLATENT_PEERS_VENV`` or ``~/.cache/interlatent-live/peers``.
+that it then reaches itself. Ours has its default recipe but for the number of steps. It is run with
+growing budgets, each a complete schedule, and the first that reaches the target counts with its
+whole wall time. Held-out FVU is compared at equal inference L0. The peers live in an environment of
+their own, ``$INTERLATENT_PEERS_VENV`` or ``~/.cache/interlatent-live/peers``.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from interlatent_live.transcoders.dataset import ActivationDataset, HookRows, sp
 from interlatent_live.transcoders.evaluation.reconstruction import reconstruction_summary
 from interlatent_live.transcoders.training.finish import calibrated_threshold
 from interlatent_live.transcoders.training.job import Job, hook_data
-from interlatent_live.transcoders.training.recipe import Normalise, Recipe
+from interlatent_live.transcoders.training.recipe import Recipe
 from interlatent_live.transcoders.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -42,9 +42,7 @@ PEERS_VARIABLE: Final = "INTERLATENT_PEERS_VENV"
 
 _WIDTH, _FEATURES, _K = 64, 256, 8
 _BATCH: Final = 1024
-"""Rows per step of the peers, and of ours where samples are equal."""
-_OWN_BATCH: Final = 256
-"""Rows per step of ours where time to a target counts: more, cheaper steps get there sooner."""
+"""Rows per step of the peers, and of ours where steps per second are compared."""
 _MODES: Final = {"saelens": ("batchtopk", "topk"), "sparsify": ("adam", "signum")}
 _RATES: Final = {
     ("saelens", False): (1e-3, 4e-3, 1.6e-2),
@@ -75,7 +73,7 @@ _FULL: Final = _Plan(
     ),
     seeds=3,
     samples=1_000_000,
-    budgets=(51_200, 76_800, 102_400, 153_600, 204_800, 307_200, 409_600, 1_000_000),
+    budgets=(102_400, 204_800, 307_200, 409_600, 512_000, 614_400, 819_200, 1_000_000),
     episodes=150,
 )
 _QUICK: Final = _Plan(
@@ -163,8 +161,8 @@ def _run(plan: _Plan, device: str, *, quick: bool, tell: Callable[[str], None]) 
 def _notes(plan: _Plan) -> str:
     return (
         f"{len(plan.hooks)} hook points × {plan.seeds} seeds, d={_WIDTH}, F={_FEATURES}, k={_K}, "
-        f"batch {_BATCH} (ours {_OWN_BATCH} where time to a target counts), {plan.samples:,} "
-        "samples per model for the peers, one thread. A peer's "
+        f"batch {_BATCH} (ours {Recipe().batch}, as in all of its recipe the default, but for the "
+        f"number of steps), {plan.samples:,} samples per model for the peers, one thread. A peer's "
         "time and FVU are those of its best mode and learning rate by FVU (best of 2 modes × "
         "3 rates on one hook point and seed); FVU is held out, at "
         "inference L0 = k for all (thresholds recalibrated, the peers' too). Our time to a target "
@@ -265,7 +263,7 @@ class _Ours:
                 one,
                 split_by_episode(one.episode),
                 target=Target.INPUT,
-                normalise=Normalise.SCALE,
+                normalise=Recipe().normalise,
                 device=self.device,
             )
             for name, one in rows.items()
@@ -277,7 +275,7 @@ class _Ours:
         samples: int,
         architecture: Architecture = Architecture.BATCHTOPK,
         *,
-        batch: int = _BATCH,
+        batch: int = Recipe().batch,
     ) -> tuple[float, dict[str, float]]:
         """(Wall seconds of all models, held-out FVU by ``hook/seed``) at L0 = k."""
         key = (samples, batch, architecture)
@@ -288,7 +286,7 @@ class _Ours:
     def _train(
         self, samples: int, batch: int, architecture: Architecture
     ) -> tuple[float, dict[str, float]]:
-        recipe = Recipe(steps=max(1, samples // batch), batch=batch, normalise=Normalise.SCALE)
+        recipe = Recipe(steps=max(1, samples // batch), batch=batch)
         config = TranscoderConfig(
             architecture=architecture,
             d_in=_WIDTH,
@@ -336,7 +334,7 @@ def _against(peer: str, own: _PeerRun, ours: _Ours, plan: _Plan) -> list[BenchRo
     rows = []
     reached: tuple[int, float, dict[str, float]] | None = None
     for samples in plan.budgets:
-        seconds, scores = ours.train(samples, batch=_OWN_BATCH)
+        seconds, scores = ours.train(samples)
         if all(value <= target[hook] for hook, value in _by_hook(scores).items()):
             reached = (samples, seconds, scores)
             break
@@ -366,7 +364,7 @@ def _against(peer: str, own: _PeerRun, ours: _Ours, plan: _Plan) -> list[BenchRo
         rows.append(
             bench_row(
                 f"FVU after our largest budget, which misses that of {peer}",
-                _overall(ours.train(plan.budgets[-1], batch=_OWN_BATCH)[1]),
+                _overall(ours.train(plan.budgets[-1])[1]),
                 "FVU",
                 reference=label,
                 reference_value=_overall(fvu),
@@ -406,7 +404,7 @@ def _identical_topk(peer: str, own: _PeerRun, ours: _Ours, plan: _Plan) -> list[
     fastest, count = max(same, key=lambda one: one[1] / float(one[0]["seconds"]))
     theirs = count / float(fastest["seconds"])
     steps = each * len(plan.hooks) * plan.seeds
-    seconds, _ = ours.train(plan.samples, Architecture.TOPK)
+    seconds, _ = ours.train(plan.samples, Architecture.TOPK, batch=_BATCH)
     return [
         bench_row(
             f"model steps per second, TopK and batch {_BATCH} on both sides",
@@ -420,36 +418,45 @@ def _identical_topk(peer: str, own: _PeerRun, ours: _Ours, plan: _Plan) -> list[
 
 
 def _floor(ours: _Ours, plan: _Plan, device: str) -> list[BenchRow]:
-    """The five dense products that a step cannot do without, timed bare."""
+    """Our time beside dense products alone: the encoder's, and all five that ignore sparsity."""
     seconds, _ = ours.train(plan.samples)
-    batch = _BATCH
+    batch = Recipe().batch
     x = torch.randn(1, batch, _WIDTH, device=device)
     features = torch.randn(1, batch, _FEATURES, device=device)
     W = torch.randn(1, _WIDTH, _FEATURES, device=device)
 
-    def products() -> None:
+    def five() -> None:
         torch.bmm(x, W)
         torch.bmm(features, W.mT)
         torch.bmm(x, W)
         torch.bmm(features.mT, x)
         torch.bmm(x.mT, features)
 
+    steps = plan.samples // batch * len(plan.hooks) * plan.seeds
+    return [
+        bench_row(
+            f"our wall time at equal samples, against {products}",
+            seconds,
+            "s",
+            reference=f"{products} per step and model, nothing else",
+            reference_value=_time_of(work, device) * steps,
+            goal="shown",
+        )
+        for products, work in (
+            ("the encoder's dense product", lambda: torch.bmm(x, W)),
+            ("five dense products", five),
+        )
+    ]
+
+
+def _time_of(work: Callable[[], object], device: str) -> float:
+    """Median seconds of one call."""
     times = []
     for _ in range(5):
         begin = time.perf_counter()
         for _ in range(40):
-            products()
+            work()
         if device.startswith("cuda"):
             torch.cuda.synchronize()
         times.append((time.perf_counter() - begin) / 40)
-    steps = plan.samples // batch * len(plan.hooks) * plan.seeds
-    return [
-        bench_row(
-            "our wall time at equal samples, against the arithmetic floor",
-            seconds,
-            "s",
-            reference="five dense products per step and model, nothing else",
-            reference_value=median(times) * steps,
-            goal="shown",
-        )
-    ]
+    return median(times)
