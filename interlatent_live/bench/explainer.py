@@ -44,7 +44,12 @@ from interlatent_live.explanations.profile import build_profile
 from interlatent_live.explanations.rules import fit, induce_rules
 from interlatent_live.explanations.scores import balanced_accuracy_of, score
 from interlatent_live.explanations.search import PLAIN_TERMS, TermFamilies
-from interlatent_live.explanations.sequential import events_of, start_watch, update_watch
+from interlatent_live.explanations.sequential import (
+    claim_events,
+    limits_of,
+    start_watch,
+    update_watch,
+)
 from interlatent_live.explanations.verification import Bars
 from interlatent_live.explanations.writers import make_writer, state_rule
 from interlatent_live.pipeline.calibration import load_calibration
@@ -328,17 +333,19 @@ def _withdrawal_rows(seed: int, *, quick: bool) -> Iterator[BenchRow]:
             continue
         holds = evaluate(truth.predicate, evidence.columns()).holds
         on = evidence.on(index)
+        early = evidence.select(np.arange(evidence.n_units) < before)
+        limits = limits_of(score(early, index, truth.predicate))
         broken = np.where(late, np.roll(on, plan.steps // 2), on)
         for breaks, feature_on in ((False, on), (True, broken)):
-            presences = events_of(feature_on, holds, evidence)
-            firings = events_of(holds, feature_on, evidence)
+            missing, excess = claim_events(feature_on, holds, evidence.scored, evidence, limits)
             watch = start_watch(
-                presences.between(0, change_ns),
-                firings.between(0, change_ns),
+                missing.between(0, change_ns),
+                excess.between(0, change_ns),
                 before * plan.steps,
                 change_ns,
+                limits,
             )
-            watch = update_watch(watch, presences, firings, int(evidence.time_ns.max()))
+            watch = update_watch(watch, missing, excess, int(evidence.time_ns.max()))
             if not breaks:
                 false.append(bool(watch.broken))
                 continue

@@ -11,6 +11,7 @@ Weights that are not those a transcoder was trained on never get so far: the has
 from __future__ import annotations
 
 import copy
+import math
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
@@ -34,6 +35,12 @@ from interlatent_live.explanations.evidence import Evidence, EvidenceStore
 from interlatent_live.explanations.narrator import NarrationQuality, measure
 from interlatent_live.explanations.predicates import evaluate, metric_names
 from interlatent_live.explanations.scores import score
+from interlatent_live.explanations.sequential import (
+    FALSE_WITHDRAWALS_PER_MILLION,
+    claim_events,
+    limits_of,
+)
+from interlatent_live.explanations.verification import Bars
 from interlatent_live.policies.files import load_policy
 from interlatent_live.transcoders.native import load_transcoder
 
@@ -43,7 +50,7 @@ if TYPE_CHECKING:
     from interlatent_live.explanations.claims import Claim
     from interlatent_live.stream import FeatureBatch
 
-SEED: Final = 20_261_124
+SEED: Final = 20_261_232
 """Not among the seeds of development."""
 GRAVITY: Final = {"CartPole-v1": 2.0, "LunarLander-v3": 0.6, "Walker2d-v5": 0.7}
 """Factors under which the policies still act for a while."""
@@ -77,6 +84,10 @@ class _Fate:
     """``holds``, ``broken`` or ``between`` by offline truth."""
     delay: int | None
     """Bouts or firings (the fewer) until it was withdrawn; None: it was not."""
+    wrong: bool = False
+    """Broken so far that its verdict is *contradicted*: balanced accuracy clear below .6."""
+    soonest: float = 0.0
+    """Bouts or firings that a test of the same rate needs at least (:func:`_soonest`)."""
 
 
 def run(*, quick: bool = False, seed: int = SEED) -> BenchReport:
@@ -223,6 +234,7 @@ def _fates(stage: Stage, explainer: Explainer, batches: Sequence[FeatureBatch]) 
 
 
 def _fate(claim: Claim, after: Evidence, begun: int, withdrawn: int | None) -> _Fate:
+    """What became of a verified claim, whose scores here still are those of before."""
     feature, predicate = claim.address.index, claim.predicate
     if predicate is None:
         raise ValueError("a verified claim has a predicate")
@@ -231,7 +243,45 @@ def _fate(claim: Claim, after: Evidence, begun: int, withdrawn: int | None) -> _
         on = after.on(feature)
         holds = evaluate(predicate, after.columns()).holds & after.scored
         delay = min(runs_between(one, after, begun, withdrawn) for one in (on, holds))
-    return _Fate(truth_of(claim, after), delay)
+    truth = truth_of(claim, after)
+    if truth != "broken":
+        return _Fate(truth, delay)
+    accuracy = score(after, feature, predicate).balanced_accuracy
+    wrong = (accuracy.high or 0.0) < Bars().contradicted_below
+    return _Fate(truth, delay, wrong, _soonest(claim, after))
+
+
+def _soonest(claim: Claim, after: Evidence) -> float:
+    """Bouts or firings that any test of the same false-alarm rate needs in the mean, at least.
+
+    Were all events independent, a mean run length of A events to a false alarm costs a delay of
+    log A over the divergence of the failures that there are from those that the limits allow
+    (Lorden, "Procedures for reacting to a change in distribution", 1971, theorem 3), in events;
+    they are told in bouts or firings as they come after the change, whichever are fewer.
+    """
+    predicate = claim.predicate
+    if predicate is None or claim.scores is None:
+        raise ValueError("a verified claim has a predicate and scores")
+    limits = limits_of(claim.scores)
+    on = after.on(claim.address.index)
+    holds = evaluate(predicate, after.columns()).holds & after.scored
+    events = claim_events(on, holds, after.scored, after, limits)
+    newest = int(after.time_ns.max())
+    fewest = min(runs_between(one, after, 0, newest) for one in (on, holds))
+    needed = []
+    for found, limit in zip(events, (limits.missing, limits.excess), strict=True):
+        if len(found) == 0:
+            continue
+        failing = float(np.average(found.failure, weights=found.steps))
+        if failing <= limit:
+            continue
+        kept = 1 - failing
+        divergence = failing * np.log(failing / limit)
+        divergence += kept * np.log(kept / (1 - limit)) if kept > 0 else 0.0
+        per_million = len(found) / len(after) * 1e6
+        events_needed = np.log(per_million / (FALSE_WITHDRAWALS_PER_MILLION / 2)) / divergence
+        needed.append(events_needed * fewest / len(found))
+    return float(min(needed, default=np.inf))
 
 
 def truth_of(claim: Claim, after: Evidence) -> str:
@@ -263,28 +313,27 @@ def runs_between(inside: np.ndarray, evidence: Evidence, after_ns: int, until_ns
 
 
 def _withdrawal_rows(fates: dict[str, list[_Fate]], sizes: _Sizes) -> list[BenchRow]:
-    rows = []
-    everything = [fate for found in fates.values() for fate in found]
-    broken = [fate for fate in everything if fate.truth == "broken"]
-    within = [fate.delay is not None and fate.delay <= 30 for fate in broken]
-    rows.append(
+    broken = [fate for found in fates.values() for fate in found if fate.truth == "broken"]
+    groups = (
+        ("broken claims", broken),
+        ("of them, contradicted ones", [fate for fate in broken if fate.wrong]),
+        ("of them, those that a test can tell by then", [f for f in broken if f.soonest <= 30]),
+    )
+    rows = [
         bench_row(
-            f"broken claims withdrawn within 30 bouts or firings, of {len(broken)}",
-            float(np.mean(within)) if broken else 0.0,
+            f"{what} withdrawn within 30 bouts or firings, of {len(found)}",
+            _share(found, 30),
             "share",
             reference="within 100 of them",
-            reference_value=(
-                float(np.mean([f.delay is not None and f.delay <= 100 for f in broken]))
-                if broken
-                else 0.0
-            ),
+            reference_value=_share(found, 100),
             goal="value >= 0.9",
         )
-    )
+        for what, found in groups
+    ]
     rows.append(
         bench_row(
             f"broken claims withdrawn within {sizes.after} episodes, of {len(broken)}",
-            float(np.mean([fate.delay is not None for fate in broken])) if broken else 0.0,
+            _share(broken),
             "share",
             reference="bar",
             reference_value=0.9,
@@ -301,16 +350,19 @@ def _withdrawal_rows(fates: dict[str, list[_Fate]], sizes: _Sizes) -> list[Bench
         rows.append(
             bench_row(
                 f"{what}: intact claims withdrawn in {sizes.after} episodes, of {len(intact)}",
-                float(np.mean([fate.delay is not None for fate in intact])) if intact else 0.0,
+                _share(intact),
                 "share",
                 reference=f"neither intact nor broken, of {len(others)}",
-                reference_value=(
-                    float(np.mean([fate.delay is not None for fate in others])) if others else 0.0
-                ),
+                reference_value=_share(others),
                 goal="value <= 0.05",
             )
         )
     return rows
+
+
+def _share(fates: Sequence[_Fate], within: float = math.inf) -> float:
+    """Share withdrawn within so many bouts or firings; 0 of none."""
+    return float(np.mean([f.delay is not None and f.delay <= within for f in fates] or [False]))
 
 
 def _refusal_row() -> BenchRow:
