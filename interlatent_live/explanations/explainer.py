@@ -30,9 +30,11 @@ from interlatent_live.explanations.search import CLOCK_TERMS, PLAIN_TERMS, RuleS
 from interlatent_live.explanations.sequential import (
     FALSE_WITHDRAWALS_PER_MILLION,
     Events,
+    Limits,
     Watch,
-    events_of,
+    claim_events,
     joined,
+    limits_of,
     start_watch,
     update_watch,
 )
@@ -541,26 +543,25 @@ class Explainer:
     def _watch(self, claim: Claim, held_out: Evidence) -> str:
         """Run the withdrawal test over what happened since the last look; why it alarmed."""
         predicate = claim.predicate
-        if predicate is None:
+        if predicate is None or claim.scores is None:
             return ""
         feature = claim.address.index
-        holds = self._truth(predicate, held_out).holds
-        presences, firings = _events(held_out, feature, holds)
-        until = int(held_out.time_ns.max())
         watch = self._watches.get(feature)
+        limits = limits_of(claim.scores) if watch is None else watch.limits
+        holds = self._truth(predicate, held_out).holds
+        missing, excess = _events(held_out, feature, holds, limits)
+        until = int(held_out.time_ns.max())
         if watch is None:
             steps = len(held_out)
             if self._proposal is not None:
-                past = _events(
-                    self._proposal, feature, evaluate(predicate, self._proposal.columns()).holds
-                )
-                presences, firings = joined(past[0], presences), joined(past[1], firings)
+                holds = evaluate(predicate, self._proposal.columns()).holds
+                past = _events(self._proposal, feature, holds, limits)
+                missing, excess = joined(past[0], missing), joined(past[1], excess)
                 steps += len(self._proposal)
-            watch = start_watch(
-                presences, firings, steps, until, self.config.false_withdrawals_per_million
-            )
+            rate = self.config.false_withdrawals_per_million
+            watch = start_watch(missing, excess, steps, until, limits, rate=rate)
         else:
-            watch = update_watch(watch, presences, firings, until)
+            watch = update_watch(watch, missing, excess, until)
         self._watches[feature] = watch
         return watch.broken
 
@@ -640,10 +641,11 @@ class Explainer:
         return None if found is None else claim_json(found)
 
 
-def _events(evidence: Evidence, feature: int, holds: NDArray[np.bool_]) -> tuple[Events, Events]:
-    """Presences of the feature and firings of the predicate ([n] where it holds)."""
-    on, says = evidence.on(feature), holds & evidence.scored
-    return events_of(on, says, evidence), events_of(says, on, evidence)
+def _events(
+    evidence: Evidence, feature: int, holds: NDArray[np.bool_], limits: Limits
+) -> tuple[Events, Events]:
+    """What speaks of a claim; ``holds`` [n] says where its predicate does."""
+    return claim_events(evidence.on(feature), holds, evidence.scored, evidence, limits)
 
 
 def _was_scored(claim: Claim) -> bool:
