@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from interlatent_live.cli.options import POLICY_HELP, EnvOption
+
 if TYPE_CHECKING:
     from interlatent_live.policies.bank import StateBank
-    from interlatent_live.policies.files import LoadedPolicy
+    from interlatent_live.transcoders.acting import ActingPolicy
     from interlatent_live.transcoders.transcoder import Transcoder
 
 
 def diff(
-    old: Annotated[str, typer.Argument(help="Built-in policy, policy folder or SB3 zip.")],
+    old: Annotated[str, typer.Argument(help=POLICY_HELP)],
     new: Annotated[str, typer.Argument(help="The version to compare it with.")],
     bank: Annotated[
         Path, typer.Option(help="Folder of the fixed bank of states; made there when missing.")
@@ -25,6 +27,7 @@ def diff(
     new_transcoder: Annotated[
         list[Path] | None, typer.Option(help="Transcoder of the new version, per hook point.")
     ] = None,
+    env: EnvOption = "",
     states: Annotated[int, typer.Option(help="States of a new bank.", min=10)] = 4000,
     seed: Annotated[int, typer.Option(help="Seed of a new bank.")] = 0,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write JSON.")] = None,
@@ -40,10 +43,10 @@ def diff(
     import torch
 
     from interlatent_live.policies.diff import describe, diff_policies
-    from interlatent_live.policies.files import load_policy
+    from interlatent_live.transcoders.acting import acting_policy
 
     torch.set_num_threads(1)
-    first, second = load_policy(old), load_policy(new)
+    first, second = acting_policy(old, environment=env), acting_policy(new, environment=env)
     difference = diff_policies(
         first,
         second,
@@ -58,7 +61,7 @@ def diff(
         json_file.write_text(text, encoding="utf-8")
 
 
-def _bank(folder: Path, policy: LoadedPolicy, states: int, seed: int) -> StateBank:
+def _bank(folder: Path, policy: ActingPolicy, states: int, seed: int) -> StateBank:
     import gymnasium
 
     from interlatent_live.environments.demo_targets import DEMO_TARGETS
@@ -69,18 +72,20 @@ def _bank(folder: Path, policy: LoadedPolicy, states: int, seed: int) -> StateBa
     if (folder / DESCRIPTION).exists():
         return load_bank(folder)
     if not policy.environment:
-        raise UserError(f"{policy.name} does not say its environment: give an existing --bank")
+        raise UserError(
+            f"{policy.name} does not say its environment: give --env, or an existing --bank"
+        )
     env = gymnasium.make(policy.environment)
     target = DEMO_TARGETS.get(policy.environment)
     if target is not None:
         env = disturbed(env, target.disturbance)
-    made = make_bank(policy.module, env, policy.environment, rows=states, seed=seed)
+    made = make_bank(policy, env, policy.environment, rows=states, seed=seed)
     env.close()
     save_bank(folder, made)
     return made
 
 
-def _transcoders(folders: list[Path], policy: LoadedPolicy) -> dict[str, Transcoder]:
+def _transcoders(folders: list[Path], policy: ActingPolicy) -> dict[str, Transcoder]:
     from interlatent_live.transcoders.native import load_transcoder
 
     found = {}

@@ -30,6 +30,12 @@ SetOption = Annotated[
     ),
 ]
 
+POLICY_HELP = (
+    "Built-in policy, policy folder, SB3 .zip, TorchScript .pt, or module:function returning a "
+    "module."
+)
+EnvOption = Annotated[str, typer.Option("--env", help="Gymnasium id, if the policy does not say.")]
+
 
 def resolve_options(
     config: Path | None, sets: Sequence[str] | None, flags: Mapping[str, Any] | None = None

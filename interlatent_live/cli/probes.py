@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from interlatent_live.cli.options import POLICY_HELP
+
 if TYPE_CHECKING:
     from interlatent_live.probes.scores import ProbeScores, ScoreInterval
 
@@ -22,7 +24,7 @@ app = typer.Typer(
 @app.command()
 def train(
     dataset: Annotated[Path, typer.Argument(help="Dataset that `collect` wrote.")],
-    policy: Annotated[str, typer.Option(help="The policy it was collected from.")],
+    policy: Annotated[str, typer.Option(help=POLICY_HELP)],
     target: Annotated[
         str, typer.Option(help="'terminated within 1 s', 'edge_distance < 0.8 within 0.5 s', …")
     ],
@@ -40,13 +42,13 @@ def train(
 
     Trained on 80 % of the episodes, chosen and calibrated on 10 %, reported on 10 %, beside probes
     on the network's input and on a network of the same shape that was never trained. The dataset
-    must hold the hook point and hidden.0, whose x is the network's input.
+    must hold the hook point and the first layer (hidden.0 of a plain policy), whose x is the
+    network's input.
     """
     import torch
 
     from interlatent_live.environments.metric_packs import metric_pack_for
     from interlatent_live.errors import MismatchError, UserError
-    from interlatent_live.policies.files import load_policy
     from interlatent_live.probes.dataset import probe_rows
     from interlatent_live.probes.probe import Side, plain, save_probe
     from interlatent_live.probes.targets import parse_target
@@ -56,6 +58,7 @@ def train(
         random_copy,
         train_probe,
     )
+    from interlatent_live.transcoders.acting import acting_policy
     from interlatent_live.transcoders.dataset import ActivationDataset
     from interlatent_live.transcoders.native import load_transcoder
 
@@ -63,7 +66,8 @@ def train(
     if side not in tuple(Side):
         raise UserError(f"--side is {side!r}; a probe reads x or y")
     wanted, chosen = parse_target(target), Side(side)
-    data, loaded = ActivationDataset(dataset), load_policy(policy)
+    data = ActivationDataset(dataset)
+    loaded = acting_policy(policy, environment=data.header.environment)
     if data.header.policy_hash != loaded.policy_hash:
         raise MismatchError(
             f"{dataset} was collected from policy {data.header.policy_hash}, {policy} is "
@@ -76,6 +80,7 @@ def train(
         hook_point=hook_point,
         side=chosen,
         step_seconds=family.step_seconds,
+        first_module=loaded.hook_points()[0],
     )
     untrained = layer_activations(random_copy(loaded.module, seed), rows.inputs, hook_point, chosen)
     features = None

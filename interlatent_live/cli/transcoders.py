@@ -10,17 +10,16 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
+from interlatent_live.cli.options import POLICY_HELP, ConfigOption, EnvOption, resolve_options
+
 if TYPE_CHECKING:
+    from interlatent_live.transcoders.native import TranscoderEntry
     from interlatent_live.transcoders.training.trainer import TrainProgress
 
 _FORMATS = ("saelens", "sparsify", "circuit-tracer")
 
 Choice = TypeVar("Choice", bound=StrEnum)
 
-_POLICY_HELP = (
-    "Built-in policy, policy folder, SB3 .zip, TorchScript .pt, or module:function returning a "
-    "module."
-)
 _HOOK_HELP = (
     "Module whose input and output are x and y, or a span first..last; give it once per hook point."
 )
@@ -28,13 +27,11 @@ _HOOK_HELP = (
 
 def collect(
     out: Annotated[Path, typer.Option(help="Directory of the dataset.")],
-    policy: Annotated[str, typer.Argument(help=_POLICY_HELP)] = "",
+    policy: Annotated[str, typer.Argument(help=POLICY_HELP)] = "",
     hook_point: Annotated[
         list[str] | None, typer.Option("--hook-point", "-p", help=_HOOK_HELP)
     ] = None,
-    env: Annotated[
-        str, typer.Option("--env", help="Gymnasium id, if the policy does not say.")
-    ] = "",
+    env: EnvOption = "",
     episodes: Annotated[int, typer.Option(min=1, help="Whole episodes to collect.")] = 200,
     seed: Annotated[int, typer.Option(help="Episode i is reset with seed + i.")] = 0,
     epsilon: Annotated[
@@ -47,10 +44,29 @@ def collect(
     start: Annotated[float, typer.Option(min=0, help="Spread of disturbed starts; 0: none.")] = 0.0,
     push: Annotated[float, typer.Option(min=0, help="Strength of pushes; 0: none.")] = 0.0,
     push_interval: Annotated[float, typer.Option(min=0, help="Mean seconds between pushes.")] = 0.0,
+    splice: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Earlier transcoder(s), or folders of them, through which the policy acts in part "
+            "of the episodes: the next ones learn the states that this leads to."
+        ),
+    ] = None,
     recording: Annotated[
         Path | None,
         typer.Option(help="Collect what a recorded agent did, instead of running a policy."),
     ] = None,
+    live: Annotated[
+        str,
+        typer.Option(
+            metavar="ENDPOINT",
+            help="Collect what running agents do: bind this, such as tcp://127.0.0.1:28410, in the "
+            "encoder's place, until Ctrl-C. Let them send every y (y_every=1).",
+        ),
+    ] = "",
+    max_rows: Annotated[
+        int | None, typer.Option(min=1, help="Stop after so many live rows, all calls together.")
+    ] = None,
+    config: ConfigOption = None,
 ) -> None:
     """Collect activation pairs and metrics into a dataset; run again after a kill to go on.
 
@@ -68,10 +84,16 @@ def collect(
         collect_rollouts,
     )
 
-    if (recording is None) == (not policy):
-        raise UserError("give a policy to run, or --recording FILE of one that ran; one of the two")
+    if [bool(policy), recording is not None, bool(live)].count(True) != 1:
+        raise UserError(
+            "give a policy to run, --recording FILE of one that ran, or --live ENDPOINT for agents "
+            "that run; one of the three"
+        )
     if recording is not None:
         _collect_recording(recording, tuple(hook_point or ()), out)
+        return
+    if live:
+        _collect_live(live, tuple(hook_point or ()), out, max_rows=max_rows, config=config)
         return
     torch.set_num_threads(1)  # two compute threads on two busy cores collapse
     acting = acting_policy(policy, environment=env)
@@ -94,7 +116,12 @@ def collect(
             )
 
         manifest = collect_rollouts(
-            acting, hook_point or _default_hook_points(acting.module), out, settings, show
+            acting,
+            hook_point or _default_hook_points(acting.module),
+            out,
+            settings,
+            show,
+            spliced=[entry.load() for entry in _entries(splice or [])],
         )
     print(
         f"{out}: {manifest.rows:,} rows of {manifest.episodes} episodes at "
@@ -131,7 +158,7 @@ def train(
         float,
         typer.Option(min=0, help="Weight of the error's effect on the action; needs --policy."),
     ] = 0.0,
-    policy: Annotated[str, typer.Option(help=_POLICY_HELP)] = "",
+    policy: Annotated[str, typer.Option(help=POLICY_HELP)] = "",
     normalise: Annotated[str, typer.Option(help="zscore or scale.")] = "zscore",
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
     bf16: Annotated[bool, typer.Option(help="Products in bfloat16 (CUDA only).")] = False,
@@ -217,14 +244,12 @@ def evaluate(
         list[Path], typer.Argument(help="Transcoders, or folders of them, of one hook point.")
     ],
     dataset: Annotated[Path, typer.Option(help="The dataset they were trained on.")],
-    policy: Annotated[str, typer.Option(help=_POLICY_HELP)],
+    policy: Annotated[str, typer.Option(help=POLICY_HELP)],
     out: Annotated[Path, typer.Option(help="Folder for report.json, report.md and report.html.")],
     hook_point: Annotated[
         str, typer.Option("--hook-point", "-p", help="Needed when the folders hold several.")
     ] = "",
-    env: Annotated[
-        str, typer.Option("--env", help="Gymnasium id, if the policy does not say.")
-    ] = "",
+    env: EnvOption = "",
     episodes: Annotated[
         int, typer.Option(min=0, help="Paired seeds with the transcoder spliced in; 0: none.")
     ] = 100,
@@ -239,29 +264,19 @@ def evaluate(
     import torch
     from rich.progress import Progress
 
-    from interlatent_live.errors import UserError
     from interlatent_live.transcoders.acting import acting_policy
     from interlatent_live.transcoders.dataset import ActivationDataset
     from interlatent_live.transcoders.evaluation.evaluate import EvaluationSettings
     from interlatent_live.transcoders.evaluation.evaluate import evaluate as run
     from interlatent_live.transcoders.evaluation.report import markdown, write_report
-    from interlatent_live.transcoders.native import find_transcoders
 
     torch.set_num_threads(1)
-    entries = {
-        entry.path: entry
-        for folder in transcoders
-        for (_, hook), found in find_transcoders(folder).items()
-        for entry in found
-        if hook_point in ("", hook)
-    }
-    if not entries:
-        raise UserError(f"there is no transcoder under {', '.join(map(str, transcoders))}")
+    entries = _entries(transcoders, hook_point)
     settings = EvaluationSettings(episodes, first_seed, max_steps)
     with Progress() as bar:
         task = bar.add_task("evaluate", total=None)
         report = run(
-            [entry.load() for entry in entries.values()],
+            [entry.load() for entry in entries],
             ActivationDataset(dataset),
             acting_policy(policy, environment=env),
             settings,
@@ -310,7 +325,7 @@ def import_(
     format: Annotated[  # noqa: A002 - the option's name
         str, typer.Option(help="saelens, sparsify or circuit-tracer.")
     ],
-    policy: Annotated[str, typer.Option(help=_POLICY_HELP)],
+    policy: Annotated[str, typer.Option(help=POLICY_HELP)],
     dataset: Annotated[
         Path, typer.Option(help="Collected from that policy; the file is measured on it.")
     ],
@@ -411,6 +426,63 @@ def _collect_recording(recording: Path, hook_points: tuple[str, ...], out: Path)
             lambda progress: bar.update(task, description=f"{progress.rows:,} rows"),
         )
     print(f"{out}: {done.rows:,} rows of {done.episodes} episodes, {done.dataset_hash()}")
+
+
+def _collect_live(
+    endpoint: str,
+    hook_points: tuple[str, ...],
+    out: Path,
+    *,
+    max_rows: int | None,
+    config: Path | None,
+) -> None:
+    import signal
+    import threading
+
+    from rich.progress import Progress
+
+    from interlatent_live.transcoders.live import LiveAgents, collect_live
+
+    keys = resolve_options(config, None).settings.security.keys
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    with Progress() as bar, LiveAgents(endpoint, keys, stop.is_set) as agents:
+        task = bar.add_task(f"waiting for agents at {endpoint}", total=max_rows)
+        done = collect_live(
+            agents,
+            hook_points,
+            out,
+            max_rows=max_rows,
+            on_progress=lambda progress: bar.update(
+                task, completed=progress.done, description=f"{progress.rows:,} rows"
+            ),
+        )
+        lost = agents.lost()
+    if done is None:
+        print(f"no agent came to {endpoint}; nothing was written")
+        return
+    print(
+        f"{out}: {done.rows:,} rows with every activation of {done.progress:,} steps, "
+        f"{done.episodes} episodes, {lost} steps lost on the way, {done.dataset_hash()}"
+    )
+
+
+def _entries(folders: list[Path], hook_point: str = "") -> list[TranscoderEntry]:
+    """Every transcoder under the folders, of one hook point where it is named."""
+    from interlatent_live.errors import UserError
+    from interlatent_live.transcoders.native import find_transcoders
+
+    entries = {
+        entry.path: entry
+        for folder in folders
+        for (_, hook), found in find_transcoders(folder).items()
+        for entry in found
+        if hook_point in ("", hook)
+    }
+    if folders and not entries:
+        raise UserError(f"there is no transcoder under {', '.join(map(str, folders))}")
+    return list(entries.values())
 
 
 def _default_hook_points(module: object) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import numpy as np
 from safetensors import SafetensorError
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
     import gymnasium
     from numpy.typing import NDArray
-
-    from interlatent_live.policies.mlp import MlpPolicy
 
 STATES: Final = "bank.safetensors"
 DESCRIPTION: Final = "bank.json"
@@ -49,8 +47,16 @@ class StateBank:
         return "sha256:" + digest.hexdigest()
 
 
+class Acts(Protocol):
+    """Whatever acts."""
+
+    def act(self, obs: NDArray[Any], rng: np.random.Generator | None = None) -> NDArray[Any]:
+        """Actions for observations [n, …]."""
+        ...
+
+
 def make_bank(
-    policy: MlpPolicy,
+    policy: Acts,
     env: gymnasium.Env[object, object],
     environment: str,
     *,

@@ -16,8 +16,11 @@ import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 
+from interlatent_live.environments.metric_packs import OutputKind
 from interlatent_live.errors import MismatchError, UserError
+from interlatent_live.policies.mlp import MlpPolicy
 from interlatent_live.policies.spec import Adapter
+from interlatent_live.transcoders.capture import Capture
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,8 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from interlatent_live.policies.bank import StateBank
-    from interlatent_live.policies.files import LoadedPolicy
-    from interlatent_live.policies.mlp import MlpPolicy
+    from interlatent_live.transcoders.acting import ActingPolicy
     from interlatent_live.transcoders.transcoder import Transcoder
 
 KEPT_ABOVE = 0.7
@@ -92,8 +94,8 @@ class PolicyDiff:
 
 @torch.no_grad()
 def diff_policies(
-    old: LoadedPolicy,
-    new: LoadedPolicy,
+    old: ActingPolicy,
+    new: ActingPolicy,
     bank: StateBank,
     *,
     old_transcoders: Mapping[str, Transcoder] | None = None,
@@ -106,17 +108,17 @@ def diff_policies(
         MismatchError: when the versions' shapes differ, or the bank is of another environment.
         UserError: when a new transcoder has no old one to be matched with.
     """
-    if old.module.spec.layer_sizes != new.module.spec.layer_sizes:
+    if _shapes(old) != _shapes(new):
         raise MismatchError(
-            f"{old.name} has layers {old.module.spec.layer_sizes}, {new.name} has "
-            f"{new.module.spec.layer_sizes}: only versions of one architecture can be compared"
+            f"{old.name} has weights {_shapes(old)}, {new.name} has {_shapes(new)}: only versions "
+            "of one architecture can be compared"
         )
-    for loaded in (old, new):
-        if loaded.environment and loaded.environment != bank.environment:
+    for policy in (old, new):
+        if policy.environment and policy.environment != bank.environment:
             raise MismatchError(
-                f"{loaded.name} acts in {loaded.environment}, the bank is of {bank.environment}"
+                f"{policy.name} acts in {policy.environment}, the bank is of {bank.environment}"
             )
-        _check_width(loaded.module, bank)
+        _check_width(policy, bank)
     theirs, ours = new_transcoders or {}, old_transcoders or {}
     orphans = sorted(set(theirs) - set(ours))
     if orphans:
@@ -124,10 +126,10 @@ def diff_policies(
             f"the new version's transcoder of {orphans[0]} has no partner in the old version: give "
             "both, or only the old one"
         )
-    obs = torch.from_numpy(bank.obs)
-    seen_old, seen_new = _activations(old.module, obs), _activations(new.module, obs)
+    names = tuple(dict.fromkeys((*old.hook_points(), *ours)))
+    (out_old, seen_old), (out_new, seen_new) = (_seen(one, names, bank) for one in (old, new))
     layers = []
-    for hook_point in old.module.spec.hook_points():
+    for hook_point in names:
         (x_old, y_old), (x_new, y_new) = seen_old[hook_point], seen_new[hook_point]
         base = LayerDiff(hook_point, linear_cka(y_old, y_new))
         if hook_point in ours:
@@ -145,7 +147,7 @@ def diff_policies(
         new.policy_hash,
         bank.hash,
         len(bank.obs),
-        _behaviour(old.module, new.module, seen_old["head"][1], seen_new["head"][1]),
+        _behaviour(old, out_old, out_new),
         tuple(layers),
     )
 
@@ -159,41 +161,39 @@ def linear_cka(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
     return float(np.linalg.norm(a64.T @ b64) ** 2 / own)
 
 
-def _check_width(policy: MlpPolicy, bank: StateBank) -> None:
-    expected = policy.spec.layer_sizes[0]
-    if policy.spec.adapter is Adapter.NONE and bank.obs.shape[1] != expected:
+def _shapes(policy: ActingPolicy) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in policy.module.state_dict().items()}
+
+
+def _check_width(policy: ActingPolicy, bank: StateBank) -> None:
+    if not isinstance(policy.module, MlpPolicy):
+        return
+    spec = policy.module.spec
+    if spec.adapter is Adapter.NONE and bank.obs.shape[1] != spec.layer_sizes[0]:
         raise MismatchError(
-            f"the bank has {bank.obs.shape[1]} observations per state, the policy takes {expected}"
+            f"the bank has {bank.obs.shape[1]} observations per state, the policy takes "
+            f"{spec.layer_sizes[0]}"
         )
 
 
-def _activations(
-    policy: MlpPolicy, obs: torch.Tensor
-) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]:
-    """(x, y) of every hook point."""
-    found = {}
-    h = policy.network_input(obs)
-    for name, module in zip(policy.spec.hook_points(), (*policy.hidden, policy.head), strict=True):
-        out = module(h)
-        found[name] = (h.numpy().astype(np.float32), out.numpy().astype(np.float32))
-        h = out
-    return found
+def _seen(
+    policy: ActingPolicy, names: tuple[str, ...], bank: StateBank
+) -> tuple[torch.Tensor, dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]]]:
+    """Outputs [n, A], and (x, y) of every hook point, on the bank's states."""
+    with Capture(policy.module, names) as capture:
+        out = policy.outputs(bank.obs)
+        seen = capture.take()
+    return out, {name: (x.float().numpy(), y.float().numpy()) for name, (x, y) in seen.items()}
 
 
-def _behaviour(
-    old: MlpPolicy, new: MlpPolicy, out_old: NDArray[np.float32], out_new: NDArray[np.float32]
-) -> Behaviour:
-    if not old.spec.output.discrete:
-        acts = [
-            policy.actions(torch.from_numpy(out)).astype(np.float64)
-            for policy, out in ((old, out_old), (new, out_new))
-        ]
+def _behaviour(policy: ActingPolicy, out_old: torch.Tensor, out_new: torch.Tensor) -> Behaviour:
+    if policy.output_kind is OutputKind.CONTINUOUS:
+        # Both speak of actions alike: they are versions of one policy.
+        acts = [policy.actions(out).astype(np.float64) for out in (out_old, out_new)]
         return Behaviour(None, None, float(np.sqrt(np.square(acts[0] - acts[1]).mean())))
-    log_old, log_new = (
-        torch.log_softmax(torch.from_numpy(out).double(), dim=1) for out in (out_old, out_new)
-    )
+    log_old, log_new = (torch.log_softmax(out.double(), dim=1) for out in (out_old, out_new))
     kl = float((log_old.exp() * (log_old - log_new)).sum(1).mean())
-    agreement = float((out_old.argmax(1) == out_new.argmax(1)).mean())
+    agreement = float((out_old.argmax(1) == out_new.argmax(1)).double().mean())
     return Behaviour(agreement, max(kl, 0.0), None)
 
 

@@ -99,9 +99,9 @@ def load_policy(name_or_path: str | Path) -> LoadedPolicy:
     if path.suffix in (".pt", ".ts", ".torchscript"):
         raise UserError(
             f"{text} looks like TorchScript, which says neither its environment nor what its "
-            "outputs mean: `interlatent-live collect` and `evaluate` take it with --env; elsewhere "
-            "rebuild it as a torch.nn.Module (policies.torchscript.rebuild_torchscript) and attach "
-            "to that"
+            "outputs mean: `interlatent-live collect`, `evaluate`, `diff` and `probe` take it; "
+            "elsewhere rebuild it as a torch.nn.Module "
+            "(policies.torchscript.rebuild_torchscript) and attach to that"
         )
     raise UserError(
         f"{text} is neither a policy folder ({WEIGHTS} and {DESCRIPTION}) nor an SB3 zip: "

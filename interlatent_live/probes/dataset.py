@@ -10,14 +10,15 @@ from interlatent_live.errors import UserError
 from interlatent_live.probes.probe import Side
 from interlatent_live.probes.targets import label
 from interlatent_live.probes.train import ProbeRows
+from interlatent_live.transcoders.capture import span_ends
 from interlatent_live.transcoders.dataset import concatenate, split_by_episode
 
 if TYPE_CHECKING:
     from interlatent_live.probes.targets import Target
     from interlatent_live.transcoders.dataset import ActivationDataset
 
-INPUT_HOOK = "hidden.0"
-"""Its x is what the network sees of the world."""
+PLAIN_INPUT = "hidden.0"
+"""Where a plain policy's network begins: its x is what the network sees of the world."""
 
 
 def probe_rows(
@@ -27,17 +28,23 @@ def probe_rows(
     hook_point: str,
     side: Side,
     step_seconds: float,
+    first_module: str = PLAIN_INPUT,
     max_bytes: int = 2 << 30,
 ) -> ProbeRows:
-    """Load a dataset and label it.
+    """Load a dataset and label it; ``first_module`` is where the policy's network begins.
 
     Raises:
         UserError: when a hook point is missing, the dataset is too large to be held, or the target
             does not fit its metrics.
         CorruptFileError: when a shard is damaged.
     """
-    for name in (hook_point, INPUT_HOOK):
-        dataset.header.hook(name)
+    dataset.header.hook(hook_point)
+    beginnings = {span_ends(hook.name)[0]: hook.name for hook in dataset.header.hook_points}
+    if first_module not in beginnings:
+        raise UserError(
+            f"{dataset.path} does not hold what the network sees, with which a probe is compared: "
+            f"collect from {first_module} too"
+        )
     parts, size = [], 0
     for shard in dataset.shards():
         parts.append(shard)
@@ -65,7 +72,7 @@ def probe_rows(
     read = rows.activations[hook_point][0 if side is Side.INPUT else 1]
     return ProbeRows(
         activations=read[order],
-        inputs=rows.activations[INPUT_HOOK][0][order],
+        inputs=rows.activations[beginnings[first_module]][0][order],
         episode=episode,
         labels=labels,
         split=split_by_episode(episode),

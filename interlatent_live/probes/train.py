@@ -8,6 +8,7 @@ is given, beside its best single feature, all on the same rows and episodes.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 
 from interlatent_live.errors import UserError
+from interlatent_live.policies.mlp import MlpPolicy
 from interlatent_live.probes.linear import Logistic, calibrate, fit_logistic
 from interlatent_live.probes.probe import LinearProbe, Side
 from interlatent_live.probes.scores import (
@@ -25,11 +27,12 @@ from interlatent_live.probes.scores import (
     paired_auroc,
     score_probe,
 )
+from interlatent_live.transcoders.capture import Capture
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from torch import nn
 
-    from interlatent_live.policies.mlp import MlpPolicy
     from interlatent_live.probes.targets import Labels, Target
     from interlatent_live.transcoders.dataset import Split
     from interlatent_live.transcoders.transcoder import Transcoder
@@ -159,33 +162,47 @@ def score_feature(
 
 
 @torch.no_grad()
-def random_copy(policy: MlpPolicy, seed: int) -> MlpPolicy:
-    """A policy of the same shape and normalisation that was never trained."""
+def random_copy(policy: nn.Module, seed: int) -> nn.Module:
+    """A policy of the same shape and normalisation that was never trained.
+
+    Raises:
+        UserError: when a module with weights of its own cannot be initialised anew.
+    """
+    made = copy.deepcopy(policy).eval()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return type(policy)(policy.spec).eval()
+        for name, module in made.named_modules():
+            reset = getattr(module, "reset_parameters", None)
+            if reset is not None:
+                reset()
+            elif next(module.parameters(recurse=False), None) is not None:
+                raise UserError(
+                    f"the module {name or 'itself'!r} of the policy has weights and no "
+                    "reset_parameters(): there is no untrained network to compare a probe with"
+                )
+    return made
 
 
 @torch.no_grad()
 def layer_activations(
-    policy: MlpPolicy, inputs: NDArray[np.float32], hook_point: str, side: Side
+    policy: nn.Module, inputs: NDArray[np.float32], hook_point: str, side: Side
 ) -> NDArray[np.float32]:
-    """X or y of a hook point for network inputs [n, d_in] (after adapter and normalisation).
+    """X or y of a hook point, a name or a span, for network inputs [n, d_in].
+
+    A plain policy's inputs are what comes after its adapter and normalisation.
 
     Raises:
         UserError: when the policy has no such hook point.
     """
-    names = policy.spec.hook_points()
-    if hook_point not in names:
-        raise UserError(f"the policy has no hook point {hook_point!r}; it has {', '.join(names)}")
-    h = torch.from_numpy(inputs)
-    for name, module in zip(names, (*policy.hidden, policy.head), strict=True):
-        if name == hook_point and side is Side.INPUT:
-            break
-        h = module(h)
-        if name == hook_point:
-            break
-    return np.asarray(h.numpy(), np.float32)
+    with Capture(policy, [hook_point]) as capture:
+        if isinstance(policy, MlpPolicy):
+            h = torch.from_numpy(inputs)
+            for module in (*policy.hidden, policy.head):
+                h = module(h)
+        else:
+            policy(torch.from_numpy(inputs))
+        x, y = capture.take()[hook_point]
+    return np.asarray((x if side is Side.INPUT else y).numpy(), np.float32)
 
 
 def dense_features(transcoder: Transcoder, x: NDArray[np.float32]) -> NDArray[np.float32]:

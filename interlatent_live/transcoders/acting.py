@@ -39,6 +39,17 @@ class ActingPolicy:
     policy_hash: str
     output_kind: OutputKind
 
+    def act(self, obs: NDArray[Any], rng: np.random.Generator | None = None) -> NDArray[Any]:
+        """Actions for observations [n, …]: int64 [n] or float32 [n, A]."""
+        return self.actions(self.outputs(obs), rng)
+
+    def hook_points(self) -> tuple[str, ...]:
+        """Its layers: those of a plain policy by name, of another each module without children."""
+        if isinstance(self.module, MlpPolicy):
+            return self.module.spec.hook_points()
+        modules = self.module.named_modules()
+        return tuple(name for name, one in modules if name and not any(one.children()))
+
     def outputs(self, obs: NDArray[Any]) -> torch.Tensor:
         """Raw outputs [n, d_out] of the head for observations [n, …]; hooks fire."""
         with torch.no_grad():

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
+import torch
 
 from interlatent_live.environments.disturbance import Disturbance
 from interlatent_live.environments.metric_packs import StepMetrics, metric_pack_for
 from interlatent_live.errors import MismatchError, UserError
 from interlatent_live.stream import Controller, StepFlag
 from interlatent_live.transcoders.capture import Capture
+from interlatent_live.transcoders.config import Target
 from interlatent_live.transcoders.dataset import (
     DatasetWriter,
     Header,
@@ -25,6 +27,8 @@ from interlatent_live.transcoders.dataset import (
     MetricColumn,
     Rows,
 )
+from interlatent_live.transcoders.evaluation.splice import Splice, replacement
+from interlatent_live.transcoders.native import check_binding
 from interlatent_live.transcoders.rollouts import EnvironmentPool
 
 if TYPE_CHECKING:
@@ -36,6 +40,7 @@ if TYPE_CHECKING:
     from interlatent_live.stream import Manifest as StreamManifest
     from interlatent_live.stream import MetricSpec, StepBatch
     from interlatent_live.transcoders.acting import ActingPolicy
+    from interlatent_live.transcoders.native import LoadedTranscoder
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +87,16 @@ def collect_rollouts(
     out: Path,
     settings: RolloutSettings,
     on_progress: Callable[[CollectProgress], None] | None = None,
+    *,
+    spliced: Sequence[LoadedTranscoder] = (),
 ) -> Manifest:
     """Run the policy and write what its hook points saw; a second call goes on after a kill.
+
+    With ``spliced`` transcoders, episodes are shared out in turn: the policy by itself, the policy
+    acting through the first of them, and so on. Every row still holds the policy's own x and y, so
+    a transcoder learns what the policy does in the states that acting through an earlier one leads
+    to (DAgger: Ross, Gordon and Bagnell 2011, algorithm 3.1). Such rows are tagged as controlled by
+    an intervention, and no figure is reported on them.
 
     Args:
         policy: who acts.
@@ -91,15 +104,21 @@ def collect_rollouts(
         out: directory of the dataset.
         settings: what decides the rows.
         on_progress: called after each block.
+        spliced: earlier transcoders of this policy, through which it acts in part of the episodes.
 
     Returns:
-        The complete manifest; its hash depends on the settings only.
+        The complete manifest; its hash depends on the settings and the spliced transcoders only.
 
     Raises:
         UserError: for an unknown environment or hook point, or another dataset at ``out``.
+        MismatchError: when a spliced transcoder was trained on another policy.
     """
     if not hook_points:
         raise UserError("name at least one hook point to collect from")
+    for one in spliced:
+        check_binding(one.provenance, one.transcoder.identity, policy_hash=policy.policy_hash)
+        if one.transcoder.config.target is not Target.OUTPUT:
+            raise UserError(f"{one.path} reconstructs its input; only one of the output can act")
     copies = min(settings.copies, settings.episodes)
     with EnvironmentPool(policy.environment, copies, settings.disturbance) as pool:
         pack = metric_pack_for(policy.environment, obs_dim=pool.observation_width())
@@ -114,6 +133,7 @@ def collect_rollouts(
             settings={
                 "copies": copies,
                 **{k: v for k, v in asdict(settings).items() if k != "copies"},
+                **({"spliced": [one.transcoder.identity for one in spliced]} if spliced else {}),
             },
         )
         writer = DatasetWriter(out, header)
@@ -125,7 +145,15 @@ def collect_rollouts(
             first = block * copies
             count = min(copies, settings.episodes - first)
             returns += _collect_block(
-                policy, capture, metrics, pool, writer, settings=settings, first=first, count=count
+                policy,
+                capture,
+                metrics,
+                pool,
+                writer,
+                settings=settings,
+                spliced=spliced,
+                first=first,
+                count=count,
             )
             writer.commit(episodes=first + count, progress=block + 1)
             if on_progress is not None:
@@ -144,6 +172,7 @@ def collect_stream(
     out: Path,
     *,
     boot_ids: Iterable[str] | None = None,
+    live: bool = False,
     commit_rows: int = 65_536,
     max_rows: int | None = None,
     on_progress: Callable[[CollectProgress], None] | None = None,
@@ -152,7 +181,8 @@ def collect_stream(
 
     Only steps that the policy controlled and whose activations are complete are kept: steered rows
     would teach the transcoder states that the policy does not bring about. After a kill, a second
-    call over the same recording skips what was committed.
+    call over the same recording skips what was committed; a live stream does not come again, so
+    there a second call adds to what was committed.
 
     Args:
         batches: what the agent sent, in order.
@@ -161,8 +191,9 @@ def collect_stream(
         out: directory of the dataset.
         boot_ids: boot of each batch, when the stream spans restarts; episode numbers start again
             with each.
+        live: whether the rows are new at each call, and may be those of several runs.
         commit_rows: input rows per commit.
-        max_rows: stop after so many input rows.
+        max_rows: stop after so many input rows, those of earlier calls included.
         on_progress: called after each commit.
 
     Raises:
@@ -183,11 +214,14 @@ def collect_stream(
         ),
         metrics=tuple(_column(spec) for spec in manifest.metrics),
         source="stream",
-        settings={"run_id": manifest.run_id, "agent": manifest.agent},
+        settings={"agent": manifest.agent} | ({} if live else {"run_id": manifest.run_id}),
     )
     writer = DatasetWriter(out, header)
     numbers = {str(key): int(value) for key, value in writer.manifest.state.items()}
-    seen, skip, uncommitted = 0, writer.manifest.progress, 0
+    skip, uncommitted = writer.manifest.progress, 0
+    seen = skip if live else 0
+    if max_rows is not None and seen >= max_rows:
+        return writer.finish()
     boots = iter(boot_ids) if boot_ids is not None else None
     for batch in batches:
         boot = manifest.boot_id if boots is None else next(boots)
@@ -263,6 +297,7 @@ def _collect_block(
     writer: DatasetWriter,
     *,
     settings: RolloutSettings,
+    spliced: Sequence[LoadedTranscoder],
     first: int,
     count: int,
 ) -> list[float]:
@@ -270,14 +305,23 @@ def _collect_block(
     rng = np.random.default_rng([settings.seed, first])
     seeds = [settings.seed + first + i for i in range(count)]
     returns = np.zeros(count)
+    # Who acts in episode number i: 0 the policy by itself, j through the j-th transcoder.
+    actor = (first + np.arange(count)) % (1 + len(spliced))
     latest: dict[str, Any] = {}
 
     def act(obs: NDArray[Any], copies: NDArray[np.intp]) -> NDArray[Any]:
-        del copies
         outputs = policy.outputs(obs)
         latest["outputs"] = outputs
         latest["seen"] = capture.take()
-        actions = policy.actions(outputs, rng)
+        acting = outputs
+        for number, one in enumerate(spliced, start=1):
+            rows = np.flatnonzero(actor[copies] == number)
+            if not len(rows):
+                continue
+            with Splice(policy.module, one.provenance.hook_point, replacement(one.transcoder)):
+                through = policy.outputs(obs[rows])
+            acting = acting.index_copy(0, torch.from_numpy(rows), through)
+        actions = policy.actions(acting, rng)
         if settings.epsilon > 0:
             actions = _with_noise(actions, pool.action_space, settings.epsilon, rng)
         return actions
@@ -296,7 +340,11 @@ def _collect_block(
                     env=step.copies.astype(np.uint16),
                     t=np.full(n, step.t, np.uint32),
                     time_ns=np.zeros(n, np.int64),  # a wall clock would change the hash
-                    controller=np.full(n, int(Controller.POLICY), np.uint8),
+                    controller=np.where(
+                        actor[step.copies] == 0,
+                        int(Controller.POLICY),
+                        int(Controller.INTERVENTION),
+                    ).astype(np.uint8),
                     flags=flags.astype(np.uint8),
                     metrics=metrics.rows(
                         step.obs.reshape(n, -1),

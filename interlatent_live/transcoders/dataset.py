@@ -23,7 +23,7 @@ from safetensors.numpy import load as load_numpy
 from safetensors.numpy import save as save_numpy
 
 from interlatent_live.errors import CorruptFileError, UserError
-from interlatent_live.stream import Activations, MetricSpec, Role, StepBatch, Steps
+from interlatent_live.stream import Activations, Controller, MetricSpec, Role, StepBatch, Steps
 from interlatent_live.transcoders.tensorfiles import read_safetensors_header, replace_file
 
 if TYPE_CHECKING:
@@ -324,19 +324,18 @@ class ActivationDataset:
             raise UserError(f"{self.path} holds no rows yet; run collect to the end first")
         row_bytes = 4 * (widths.d_in + widths.d_out)
         keep_one_in = -(-len(self) * row_bytes // max_bytes)
-        xs, ys, episodes = [], [], []
+        parts = []
         for rows in self.shards():
             x, y = rows.activations[hook_point]
+            own = rows.controller == int(Controller.POLICY)
+            part = HookRows(hook_point, x, y, rows.episode, own)
             if keep_one_in > 1:
-                kept = _scatter(rows.episode) % keep_one_in == 0
-                x, y = x[kept], y[kept]
-                episodes.append(rows.episode[kept])
-            else:
-                episodes.append(rows.episode)
-            xs.append(x)
-            ys.append(y)
+                part = part.take(_scatter(rows.episode) % keep_one_in == 0)
+            parts.append(part)
+        columns = ("x", "y", "episode", "own")
         return HookRows(
-            hook_point, np.concatenate(xs), np.concatenate(ys), np.concatenate(episodes)
+            hook_point,
+            *(np.concatenate([getattr(part, column) for part in parts]) for column in columns),
         )
 
     def step_batches(self, rows_per_batch: int = 64) -> Iterator[StepBatch]:
@@ -391,13 +390,16 @@ class HookRows:
     """[n, d_out]."""
     episode: NDArray[np.uint32]
     """[n]."""
+    own: NDArray[np.bool_] | None = None
+    """[n] whether the policy by itself brought the row about; None: all of them."""
 
     def __len__(self) -> int:
         return len(self.x)
 
     def take(self, rows: NDArray[Any]) -> HookRows:
         """The rows of a mask or of indices."""
-        return HookRows(self.hook_point, self.x[rows], self.y[rows], self.episode[rows])
+        own = None if self.own is None else self.own[rows]
+        return HookRows(self.hook_point, self.x[rows], self.y[rows], self.episode[rows], own)
 
 
 @dataclass(frozen=True, slots=True)
@@ -407,6 +409,12 @@ class Split:
     train: NDArray[np.bool_]
     validation: NDArray[np.bool_]
     test: NDArray[np.bool_]
+
+    def among(self, rows: NDArray[np.bool_] | None) -> Split:
+        """The same sets without the rows that a mask [n] leaves out; None leaves out none."""
+        if rows is None:
+            return self
+        return Split(self.train & rows, self.validation & rows, self.test & rows)
 
 
 def split_by_episode(episode: NDArray[np.uint32]) -> Split:

@@ -1,4 +1,5 @@
 import json
+import warnings
 from typing import Any
 
 import gymnasium
@@ -8,10 +9,12 @@ import torch
 
 from interlatent_live.errors import CorruptFileError, MismatchError, UserError
 from interlatent_live.policies.bank import STATES, load_bank, make_bank, save_bank
-from interlatent_live.policies.diff import describe, diff_policies, linear_cka
+from interlatent_live.policies.diff import describe, linear_cka
+from interlatent_live.policies.diff import diff_policies as diff_acting
 from interlatent_live.policies.files import LoadedPolicy, load_policy
 from interlatent_live.policies.hashing import policy_hash
 from interlatent_live.policies.mlp import MlpPolicy
+from interlatent_live.transcoders.acting import from_loaded
 from interlatent_live.transcoders.config import Architecture, TranscoderConfig
 from interlatent_live.transcoders.transcoder import Transcoder
 
@@ -20,6 +23,10 @@ from interlatent_live.transcoders.transcoder import Transcoder
 def bank():
     env: Any = gymnasium.make("CartPole-v1")
     return make_bank(load_policy("cartpole").module, env, "CartPole-v1", rows=600, seed=3)
+
+
+def diff_policies(old, new, *rest, **options):
+    return diff_acting(from_loaded(old), from_loaded(new), *rest, **options)
 
 
 def altered(loaded, change):
@@ -198,6 +205,7 @@ def test_the_command_makes_the_bank_once(tmp_path, capsys):
         "bank": tmp_path / "bank",
         "old_transcoder": None,
         "new_transcoder": None,
+        "env": "",
         "states": 300,
         "seed": 1,
         "json_file": tmp_path / "diff.json",
@@ -210,6 +218,42 @@ def test_the_command_makes_the_bank_once(tmp_path, capsys):
     data = json.loads((tmp_path / "diff.json").read_text(encoding="utf-8"))
     assert data["bank_hash"] == first
     assert [layer["hook_point"] for layer in data["layers"]] == ["hidden.0", "hidden.1", "head"]
+
+
+def scripted(path, seed):
+    torch.manual_seed(seed)
+    layers = (torch.nn.Linear(4, 16), torch.nn.Tanh(), torch.nn.Linear(16, 2))
+    network = torch.nn.Sequential(*layers).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch's, of TorchScript
+        torch.jit.save(torch.jit.trace(network, torch.zeros(1, 4)), str(path))
+    return str(path)
+
+
+def test_scripts_are_rebuilt_and_compared(tmp_path, capsys):
+    from interlatent_live.cli.diff import diff  # noqa: PLC0415 - one test needs it
+
+    fields: dict[str, Any] = {
+        "old": scripted(tmp_path / "a.pt", 0),
+        "new": scripted(tmp_path / "b.pt", 1),
+        "bank": tmp_path / "bank",
+        "old_transcoder": None,
+        "new_transcoder": None,
+        "env": "CartPole-v1",
+        "states": 100,
+        "seed": 1,
+        "json_file": tmp_path / "diff.json",
+    }
+    diff(**fields)
+    assert "choose the same action in" in capsys.readouterr().out
+    data = json.loads((tmp_path / "diff.json").read_text(encoding="utf-8"))
+    assert [layer["hook_point"] for layer in data["layers"]] == ["0", "1", "2"]
+    assert data["old_hash"] != data["new_hash"]
+    assert data["behaviour"]["agreement"] < 1.0
+    diff(**{**fields, "new": fields["old"]})
+    data = json.loads((tmp_path / "diff.json").read_text(encoding="utf-8"))
+    assert [layer["cka"] for layer in data["layers"]] == pytest.approx([1.0] * 3)
+    assert data["behaviour"] == {"agreement": 1.0, "kl": 0.0, "action_rmse": None}
 
 
 def test_cka_knows_rotations_and_nothing():

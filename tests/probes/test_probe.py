@@ -1,4 +1,5 @@
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -201,7 +202,7 @@ def test_layers_are_read_where_hooks_read_them():
     for name, (x, y) in seen.items():
         assert np.array_equal(layer_activations(policy, obs, name, Side.INPUT), x.detach().numpy())
         assert np.array_equal(layer_activations(policy, obs, name, Side.OUTPUT), y.detach().numpy())
-    with pytest.raises(UserError, match="no hook point"):
+    with pytest.raises(UserError, match=r"no module 'hidden\.9'"):
         layer_activations(policy, obs, "hidden.9", Side.INPUT)
 
 
@@ -233,3 +234,50 @@ def test_the_command(dataset, tmp_path, capsys):
             transcoder=None,
             seed=0,
         )
+
+
+def test_a_script_is_probed_like_any_policy(tmp_path, capsys):
+    from interlatent_live.cli.probes import train as command  # noqa: PLC0415 - one test needs it
+
+    plain_policy = load_policy("cartpole").module
+    layers = [part for layer in plain_policy.hidden for part in layer.children()]
+    network = torch.nn.Sequential(*layers, plain_policy.head).eval()
+    path = tmp_path / "policy.pt"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch's, of TorchScript
+        torch.jit.save(torch.jit.trace(network, torch.zeros(1, 4)), str(path))
+    policy = acting_policy(str(path), environment="CartPole-v1")
+    settings = RolloutSettings(episodes=60, seed=5, copies=20, disturbance=HARD, max_steps=200)
+    collect_rollouts(policy, ["0..1", "2..3"], tmp_path / "data", settings)
+    fields = {
+        "dataset": tmp_path / "data",
+        "policy": str(path),
+        "target": "cart_position > 0.9 within 0.6 s",
+        "out": tmp_path / "probe",
+        "side": "x",
+        "transcoder": None,
+        "seed": 0,
+    }
+    command(**fields, hook_point="2..3")
+    assert "on an untrained network" in capsys.readouterr().out
+    probe = load_probe(tmp_path / "probe")
+    assert (probe.hook_point, probe.policy_hash) == ("2..3", policy.policy_hash)
+    collect_rollouts(policy, ["2..3"], tmp_path / "lacking", settings)
+    with pytest.raises(UserError, match="collect from 0 too"):
+        command(**{**fields, "dataset": tmp_path / "lacking"}, hook_point="2..3")
+
+
+def test_an_untrained_copy_shares_nothing_but_the_shape():
+    policy = load_policy("walker2d").module
+    made = random_copy(policy, 1)
+    assert torch.equal(made.obs_mean, policy.obs_mean)
+    assert not torch.equal(made.head.weight, policy.head.weight)
+    assert torch.equal(made.head.weight, random_copy(policy, 1).head.weight)
+
+    class Own(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(2))
+
+    with pytest.raises(UserError, match="no untrained network"):
+        random_copy(Own(), 0)

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import resources
 
 import gymnasium
 import numpy as np
@@ -24,7 +25,12 @@ from interlatent_live.stream import (
 )
 from interlatent_live.transcoders.acting import acting_policy
 from interlatent_live.transcoders.collect import RolloutSettings, collect_rollouts, collect_stream
-from interlatent_live.transcoders.dataset import ActivationDataset
+from interlatent_live.transcoders.dataset import (
+    ActivationDataset,
+    concatenate,
+    split_by_episode,
+)
+from interlatent_live.transcoders.native import load_transcoder
 
 
 @pytest.fixture(scope="module")
@@ -208,3 +214,62 @@ def test_an_interrupted_recording_goes_on(tmp_path):
 def test_a_stream_without_the_hook_point(tmp_path):
     with pytest.raises(MismatchError, match=r"robot.*streams h"):
         collect_stream([], stream_manifest(), ["other"], tmp_path)
+
+
+@pytest.fixture(scope="module")
+def earlier():
+    with resources.as_file(resources.files("interlatent_live.data")) as data:
+        return load_transcoder(data / "transcoders" / "cartpole" / "hidden.1")
+
+
+def test_a_spliced_transcoder_acts_in_every_other_episode_and_the_policy_teaches(
+    cartpole, earlier, tmp_path
+):
+    settings = RolloutSettings(episodes=6, seed=5, copies=4, max_steps=30)
+    manifest = collect_rollouts(
+        cartpole, ["hidden.0", "hidden.1"], tmp_path / "d", settings, spliced=[earlier]
+    )
+    assert manifest.header.settings["spliced"] == [earlier.transcoder.identity]
+    rows = concatenate(list(ActivationDataset(tmp_path / "d").shards()))
+    second = rows.episode % 2 == 1
+    assert (rows.controller[second] == Controller.INTERVENTION).all()
+    assert (rows.controller[~second] == Controller.POLICY).all()
+    x, y = rows.activations["hidden.1"]
+    with torch.no_grad():
+        exact = cartpole.module.get_submodule("hidden.1")(torch.from_numpy(x))
+        head = cartpole.module.get_submodule("head")
+        by_itself = head(exact).argmax(1).numpy()
+        through = head(earlier.transcoder.reconstruct(torch.from_numpy(x))).argmax(1).numpy()
+    np.testing.assert_allclose(y, exact.numpy(), atol=1e-5)  # what the policy itself would do
+    env = gymnasium.make("CartPole-v1")
+    for episode in range(6):
+        of_it = np.flatnonzero(rows.episode == episode)
+        taken = through if episode % 2 else by_itself
+        obs, _ = env.reset(seed=5 + episode)
+        for row in of_it[np.argsort(rows.t[of_it])]:
+            np.testing.assert_array_equal(rows.activations["hidden.0"][0][row], obs)
+            obs = env.step(int(taken[row]))[0]
+    loaded = ActivationDataset(tmp_path / "d").load("hidden.1")
+    np.testing.assert_array_equal(loaded.own, ~second)
+    again = collect_rollouts(
+        cartpole, ["hidden.0", "hidden.1"], tmp_path / "e", settings, spliced=[earlier]
+    )
+    assert again.dataset_hash() == manifest.dataset_hash()
+
+
+def test_only_a_transcoder_of_this_policy_acts_for_it(earlier, tmp_path):
+    other = acting_policy("cartpole-sb3-ppo")
+    with pytest.raises(MismatchError, match="was trained on policy"):
+        collect_rollouts(
+            other, ["hidden.1"], tmp_path, RolloutSettings(episodes=2), spliced=[earlier]
+        )
+
+
+def test_held_out_rows_are_the_policy_s_own():
+    episode = np.repeat(np.arange(40, dtype=np.uint32), 5)
+    whole = split_by_episode(episode)
+    own = episode % 2 == 0
+    part = whole.among(own)
+    np.testing.assert_array_equal(part.test, whole.test & own)
+    np.testing.assert_array_equal(part.train, whole.train & own)
+    assert whole.among(None) is whole

@@ -31,6 +31,7 @@ from interlatent_live.transcoders.evaluation.features import (
 )
 from interlatent_live.transcoders.evaluation.gate import judge
 from interlatent_live.transcoders.evaluation.reconstruction import reconstruction_summary
+from interlatent_live.transcoders.evaluation.splice import replacement
 from interlatent_live.transcoders.evaluation.stability import MAX_ROWS, seed_stability
 from interlatent_live.transcoders.native import LoadedTranscoder, check_binding
 from interlatent_live.transcoders.tails import head_metric
@@ -42,8 +43,6 @@ if TYPE_CHECKING:
 
     from interlatent_live.transcoders.acting import ActingPolicy
     from interlatent_live.transcoders.dataset import ActivationDataset, HookRows, Split
-    from interlatent_live.transcoders.evaluation.splice import Replacement
-    from interlatent_live.transcoders.transcoder import Transcoder
 
 SCHEMA_VERSION = 1
 FIRST_SEED = 100_000
@@ -78,7 +77,7 @@ def evaluate(
 
     Args:
         loaded: any number of configurations, recipes and seeds.
-        dataset: its held-out test episodes are reported on.
+        dataset: its held-out test episodes are reported on, as far as the policy by itself acted.
         policy: that the transcoders were trained on.
         settings: how behaviour is measured.
         on_progress: told in words what is going on.
@@ -101,7 +100,12 @@ def evaluate(
         check_binding(one.provenance, one.transcoder.identity, policy_hash=policy.policy_hash)
     _check_seeds(dataset, settings)
     rows = dataset.load(hook_point)
-    split = split_by_episode(rows.episode)
+    # What the policy did through an earlier transcoder is there to learn from, not to report on.
+    split = split_by_episode(rows.episode).among(rows.own)
+    if not split.test.any():
+        raise UserError(
+            "no held-out episode of the dataset is the policy's own; collect more of them"
+        )
     groups = _groups(loaded)
     behaviour = None
     if settings.episodes:
@@ -180,14 +184,6 @@ def _groups(loaded: Sequence[LoadedTranscoder]) -> dict[str, list[LoadedTranscod
     return groups
 
 
-def _replacement(transcoder: Transcoder) -> Replacement:
-    def replace(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        del y
-        return transcoder.reconstruct(x)
-
-    return replace
-
-
 def _arm(group: str, index: int) -> str:
     return f"{group} #{index}"
 
@@ -204,7 +200,7 @@ def _behaviour(
     for name, members in groups.items():
         for index, one in enumerate(members):
             if one.transcoder.config.target is Target.OUTPUT:
-                replacements[_arm(name, index)] = _replacement(one.transcoder)
+                replacements[_arm(name, index)] = replacement(one.transcoder)
                 if one.transcoder.baselines is not None:
                     y_mean = one.transcoder.baselines.y_mean
     if not replacements or y_mean is None:

@@ -20,8 +20,20 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.utils.hooks import RemovableHandle
 
+    from interlatent_live.transcoders.transcoder import Transcoder
+
     Replacement = Callable[[Tensor, Tensor], Tensor]
     """(x [n, d_in], y [n, d_out]) → what the rest of the policy sees, [n, d_out]."""
+
+
+def replacement(transcoder: Transcoder) -> Replacement:
+    """What a transcoder of the output puts in place of y: its reconstruction from x."""
+
+    def replace(x: Tensor, y: Tensor) -> Tensor:
+        del y
+        return transcoder.reconstruct(x)
+
+    return replace
 
 
 class Splice:
