@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from interlatent_live.statistics.lead_lag import LagProfile
     from interlatent_live.statistics.moments import Floats, Ints, Moments
     from interlatent_live.statistics.profile import FeatureProfile
+    from interlatent_live.statistics.screening import DiscoveryLog
     from interlatent_live.statistics.sketches import Grid
     from interlatent_live.stream import MetricSpec, SparseCodes, Steps
 
@@ -216,6 +217,8 @@ class Correlator:
         self._predicates: dict[str, SliceSpec] = {f"slice:{s.name}": s for s in cfg.slices}
         self._log = EpisodeLog(m, cfg.block_steps, cfg.seed, cfg.max_log_rows)
         self.deep = Deep.create(self.specs, self.n_features, cfg) if cfg.episodic else None
+        self.looks: DiscoveryLog | None = None
+        """Makes its declared looks when the episodes that they wait for have been taken in."""
 
     # -- rows in ---------------------------------------------------------------------------------
 
@@ -525,6 +528,13 @@ class Correlator:
         chunk = self._log.take_closed(self.n_features)
         if chunk is not None:
             self.deep.reference = self.reference_or_zero()
+            log, units = self.looks, self.deep.units
+            # Declared looks fall between two episodes, whatever came in one batch with which.
+            while log is not None and units.blocks + len(chunk.key) >= log.next_due:
+                if (count := log.next_due - units.blocks) > 0:
+                    first, chunk = chunk.split(count)
+                    self.deep.absorb(first)
+                log.look(self)
             self.deep.absorb(chunk)
 
     def finish(self) -> None:

@@ -190,7 +190,7 @@ class Deep:
             position=chunk.position, env=chunk.env, t=chunk.t, metrics=chunk.metrics,
             indptr=indptr, index=index[keep], value=chunk.value[keep],
             run=chunk.run, part=chunk.part, key=chunk.key, outcome=chunk.outcome,
-            block=chunk.block, terminal=chunk.terminal,
+            block=chunk.block, terminal=chunk.terminal, end=chunk.end,
         )  # fmt: skip
 
     def _outcomes(self, chunk: Chunk, valid: NDArray[np.bool_]) -> None:

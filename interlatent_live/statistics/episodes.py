@@ -122,6 +122,8 @@ class Chunk:
     """[parts] number of the block within its episode."""
     terminal: NDArray[np.bool_]
     """[n] the episode's last step."""
+    end: NDArray[np.uint64]
+    """[parts] global number of the last row of the episode or block."""
 
     def __len__(self) -> int:
         return len(self.t)
@@ -130,6 +132,36 @@ class Chunk:
     def row_of(self) -> Ints:
         """[nnz] row of each entry."""
         return np.repeat(np.arange(len(self)), np.diff(self.indptr))
+
+    def split(self, count: int) -> tuple[Chunk, Chunk]:
+        """The ``count`` parts that ended first, and the others."""
+        first = np.zeros(len(self.key), bool)
+        first[np.argsort(self.end, kind="stable")[:count]] = True
+        return self._parts(first), self._parts(~first)
+
+    def _parts(self, chosen: NDArray[np.bool_]) -> Chunk:
+        rows = chosen[self.part]
+        counts = np.diff(self.indptr)
+        entries = np.repeat(rows, counts)
+        indptr = np.zeros(int(rows.sum()) + 1, np.int32)
+        np.cumsum(counts[rows], out=indptr[1:])
+        return Chunk(
+            n_features=self.n_features,
+            position=self.position[rows],
+            env=self.env[rows],
+            t=self.t[rows],
+            metrics=self.metrics[rows],
+            indptr=indptr,
+            index=self.index[entries],
+            value=self.value[entries],
+            run=np.unique(self.run[rows], return_inverse=True)[1],
+            part=(np.cumsum(chosen) - 1)[self.part[rows]],
+            key=self.key[chosen],
+            outcome=self.outcome[chosen],
+            block=self.block[chosen],
+            terminal=self.terminal[rows],
+            end=self.end[chosen],
+        )
 
 
 @dataclass(slots=True)
@@ -228,6 +260,7 @@ class EpisodeLog:
             outcome=outcome[closed].astype(np.uint8),
             block=block[first][closed].astype(np.int64),
             terminal=(taken.flags & EPISODE_END) != 0,
+            end=rows.position[last][closed],
         )
 
     def merge(self, other: EpisodeLog) -> None:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from interlatent_live.statistics.association import MetricAssociation
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -20,42 +22,6 @@ if TYPE_CHECKING:
     from interlatent_live.stream import MetricSpec
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-
-
-@dataclass(frozen=True, slots=True)
-class MetricAssociation:
-    """One feature with one metric in one window. ``None`` has its reason in ``reasons[field]``."""
-
-    name: str
-    unit: str
-    role: str
-    window: str
-    n: float
-    """Rows with a known metric; weighted in an exponential window."""
-    n_eff: float | None
-    r: float | None
-    lo: float | None
-    hi: float | None
-    mean_on: float | None
-    mean_off: float | None
-    effect_size: float | None
-    """Hedges' g: (mean on − mean off) / pooled standard deviation, small-sample corrected."""
-    auroc: float | None
-    """P(metric when on > metric when off), ties ½, over all closed episodes."""
-    auroc_error: float | None
-    """Greatest error the bins can cause."""
-    auroc_lo: float | None
-    auroc_hi: float | None
-    rank_biserial: float | None
-    """2 AUROC − 1, the rank correlation of on/off with the metric."""
-    method: str
-    """What the interval rests on: ``jackknife``, ``acf``, or empty."""
-    reasons: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def null(self) -> str | None:
-        """Why there is no r, or ``None`` when there is one."""
-        return self.reasons.get("r")
 
 
 @dataclass(frozen=True, slots=True)

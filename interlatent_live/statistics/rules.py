@@ -20,6 +20,8 @@ from interlatent_live.errors import UserError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    Judge = Callable[[Mapping[str, float]], bool | None]
+
 _OPERATORS: Final[dict[str, Callable[[float, float], bool]]] = {
     ">": operator.gt, ">=": operator.ge, "<": operator.lt, "<=": operator.le,
 }  # fmt: skip
@@ -94,12 +96,15 @@ class AlertRule:
     """What to watch. All conditions must hold; ``predicate`` may add one over all values.
 
     ``predicate`` takes the known values by name and returns whether it holds, or ``None`` when it
-    cannot tell; compiled predicates of the claims' language fit.
+    cannot tell; ``cleared`` likewise whether a firing alert's predicate has ended (default: once it
+    does not hold), which is its hysteresis. ``reads`` names the values that the two ask for.
     """
 
     name: str
     conditions: tuple[Condition, ...] = ()
-    predicate: Callable[[Mapping[str, float]], bool | None] | None = None
+    predicate: Judge | None = None
+    cleared: Judge | None = None
+    reads: tuple[str, ...] = ()
     for_s: float = 0.0
     keep_s: float = 0.0
     severity: str = "warning"
@@ -114,18 +119,25 @@ class AlertRule:
         if self.for_s < 0 or self.keep_s < 0:
             raise UserError(f"alert rule {self.name!r}: durations must be ≥ 0")
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every value that the rule speaks of, each once."""
+        return tuple(dict.fromkeys((*(one.name for one in self.conditions), *self.reads)))
+
     def holds(self, values: Mapping[str, float | None]) -> bool | None:
         """Whether every condition is met; ``None`` when that cannot be told."""
-        return self._judge(values, lambda condition, value: condition.holds(value))
+        return self._judge(values, lambda condition, value: condition.holds(value), self.predicate)
 
     def stays(self, values: Mapping[str, float | None]) -> bool | None:
         """Whether a firing alert goes on: no condition has cleared; ``None`` if unknown."""
-        return self._judge(values, lambda condition, value: not condition.cleared(value))
+        goes_on = self.predicate if self.cleared is None else _opposite(self.cleared)
+        return self._judge(values, lambda condition, value: not condition.cleared(value), goes_on)
 
     def _judge(
         self,
         values: Mapping[str, float | None],
         test: Callable[[Condition, float], bool],
+        predicate: Judge | None,
     ) -> bool | None:
         unknown = False
         for condition in self.conditions:
@@ -134,14 +146,22 @@ class AlertRule:
                 unknown = True
             elif not test(condition, value):
                 return False
-        if self.predicate is not None:
+        if predicate is not None:
             known = {name: value for name, value in values.items() if value is not None}
-            answer = self.predicate(known)
+            answer = predicate(known)
             if answer is None:
                 unknown = True
             elif not answer:
                 return False
         return None if unknown else True
+
+
+def _opposite(judge: Judge) -> Judge:
+    def opposite(values: Mapping[str, float]) -> bool | None:
+        answer = judge(values)
+        return None if answer is None else not answer
+
+    return opposite
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +225,7 @@ class AlertState:
     def _transition(
         self, was: Phase, now_ns: int, values: Mapping[str, float | None]
     ) -> Transition:
-        shown = {c.name: values.get(c.name) for c in self.rule.conditions}
+        shown = {name: values.get(name) for name in self.rule.names}
         return Transition(
             self.rule, self.run, self.phase, was, now_ns, self.started_ns, shown, self.hook_point
         )

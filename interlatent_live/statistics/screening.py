@@ -19,6 +19,8 @@ from interlatent_live.errors import UserError
 from interlatent_live.statistics.effective_n import gather, jackknife_groups, safe_atanh, t_quantile
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from interlatent_live.statistics.correlator import Correlator
@@ -119,7 +121,7 @@ def screen_table(table: ProfileTable, confidence: float, *, level: float = 0.1) 
         procedure="Benjamini–Hochberg on effective-n intervals",
         level=level,
         pairs=int(np.isfinite(p).sum()),
-        findings=_findings(table.features, table, kept, p, None),
+        findings=_findings(table.features, [spec.name for spec in table.specs], table.r, kept, p=p),
         note="looked at repeatedly, this list has no error rate; see discoveries",
     )
 
@@ -228,7 +230,10 @@ class DiscoveryLog:
         slots = np.arange(len(deep.members))
         p = sign_symmetric_p(deep.units, slots)
         kept = benjamini_yekutieli(p, level)
-        found = _found(correlator, deep.members, kept, p, None)
+        names = [spec.name for spec in correlator.specs]
+        # From the closed episodes alone, as the p-values are: what else had come does not matter.
+        r = deep.units.correlations(slots)
+        found = _findings(deep.members, names, r, kept, p=p)
         look = Look(number, self.next_due, count, level, found)
         self.looks.append(look)
         return look
@@ -252,12 +257,16 @@ def discoveries_e(correlator: Correlator, *, level: float = 0.05) -> FindingList
     log_e = deep.betting.log_e()
     tested = deep.betting.played > 0
     kept = e_bh(log_e, level, tested)
+    rows = np.flatnonzero(kept.any(axis=1))
+    features = deep.members[rows]
+    r = correlator.table(features).r
+    names = [spec.name for spec in correlator.specs]
     return FindingList(
         title="discoveries",
         procedure="e-BH on sign-flip betting, one bet per episode",
         level=level,
         pairs=int(tested.sum()),
-        findings=_found(correlator, deep.members, kept, None, log_e),
+        findings=_findings(features, names, r, kept[rows], log_e=log_e[rows]),
     )
 
 
@@ -334,43 +343,24 @@ def _deep(correlator: Correlator) -> Any:
     return correlator.deep
 
 
-def _found(
-    correlator: Correlator,
-    members: Ints,
-    kept: NDArray[np.bool_],
-    p: Floats | None,
-    log_e: Floats | None,
-) -> tuple[Finding, ...]:
-    """The kept pairs of the deep set; the table is made only of features that have one."""
-    rows = np.flatnonzero(kept.any(axis=1))
-    if not len(rows):
-        return ()
-    table = correlator.table(members[rows])
-    return _findings(
-        members[rows],
-        table,
-        kept[rows],
-        None if p is None else p[rows],
-        None if log_e is None else log_e[rows],
-    )
-
-
 def _findings(
     features: Ints,
-    table: ProfileTable,
+    names: Sequence[str],
+    r: Floats,
     kept: NDArray[np.bool_],
-    p: Floats | None,
-    log_e: Floats | None,
+    *,
+    p: Floats | None = None,
+    log_e: Floats | None = None,
 ) -> tuple[Finding, ...]:
+    """The kept pairs, each array [len(features), len(names)]."""
     rows, columns = np.nonzero(kept)
     out = []
     for i, m in zip(rows.tolist(), columns.tolist(), strict=True):
-        r = float(table.r[i, m])
         out.append(
             Finding(
                 feature=int(features[i]),
-                metric=table.specs[m].name,
-                r=r if np.isfinite(r) else None,
+                metric=names[m],
+                r=float(r[i, m]) if np.isfinite(r[i, m]) else None,
                 p=None if p is None else float(p[i, m]),
                 log_e=None if log_e is None else float(log_e[i, m]),
             )

@@ -10,17 +10,18 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
-
 from interlatent_live.errors import UserError
 from interlatent_live.statistics.config import SliceSpec
-from interlatent_live.stream import Role
+from interlatent_live.statistics.row_predicates import parse_row_predicate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    import numpy as np
     from numpy.typing import NDArray
 
+    from interlatent_live.statistics.moments import Floats
+    from interlatent_live.statistics.row_predicates import RowPredicate
     from interlatent_live.stream import MetricSpec
 
 _NAME: Final = re.compile(r"^[A-Za-z0-9_-]{1,64}$")
@@ -49,7 +50,7 @@ class SliceText:
                 f"the slice {name!r} needs another name: letters, digits, _ and -, and not "
                 f"{' or '.join(_TAKEN)}"
             )
-        _parse(name, predicate, None)
+        parse_row_predicate(f"the slice {name!r}", predicate, None)
         return cls(name, predicate)
 
 
@@ -82,37 +83,13 @@ def compile_slices(slices: Sequence[SliceText], metrics: Sequence[MetricSpec]) -
     refused: dict[str, str] = {}
     for item in slices:
         try:
-            specs.append(SliceSpec(item.name, _parse(item.name, item.predicate, metrics)))
+            parsed = parse_row_predicate(f"the slice {item.name!r}", item.predicate, metrics)
         except UserError as error:
             refused[item.name] = str(error)
+            continue
+        specs.append(SliceSpec(item.name, _holds(parsed)))
     return CompiledSlices(tuple(specs), refused)
 
 
-def _parse(
-    name: str, text: str, metrics: Sequence[MetricSpec] | None
-) -> Callable[[Mapping[str, NDArray[np.float64]]], NDArray[np.bool_]]:
-    # The language's package imports a good part of SciPy: only who has slices pays for it.
-    from interlatent_live.explanations.predicates import (  # noqa: PLC0415
-        Columns,
-        evaluate,
-        history,
-        metric_names,
-        parse,
-        terms_of,
-    )
-
-    try:
-        predicate = parse(text, metrics, roles=frozenset(Role))
-    except UserError as error:
-        raise UserError(f"the slice {name!r}: {error}") from error
-    if any(history(term) for term in terms_of(predicate)):
-        raise UserError(
-            f"the slice {name!r} looks back ({text!r}): a slice speaks of one step's metrics only"
-        )
-    wanted = tuple(sorted(metric_names(predicate)))
-
-    def holds(columns: Mapping[str, NDArray[np.float64]]) -> NDArray[np.bool_]:
-        values = np.stack([columns[metric] for metric in wanted], axis=1)
-        return evaluate(predicate, Columns(wanted, values, np.zeros(len(values), np.int64))).holds
-
-    return holds
+def _holds(parsed: RowPredicate) -> Callable[[Mapping[str, Floats]], NDArray[np.bool_]]:
+    return lambda columns: parsed.truth(columns).holds

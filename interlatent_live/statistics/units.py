@@ -158,6 +158,18 @@ class UnitSums:
             np.add.at(new, inverse, old[:k])
             setattr(self, name, new)
 
+    def correlations(self, slots: Ints) -> Floats:
+        """[len(slots), M] Pearson's r over all units; NaN where a metric was partly absent."""
+        n = self.rows.sum()
+        linear, total = self.linear[:, slots].sum(axis=0), self.total.sum(axis=0)
+        a, ad = linear[:, :1], linear[:, 1:]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            variance_a = self.power[:, slots].sum(axis=0)[:, None] - a * a / n
+            variance_d = self.square.sum(axis=0) - total * total / n
+            r = (ad - a * total / n) / np.sqrt(variance_a * variance_d)
+        known = np.isfinite(r) & (self.valid.sum(axis=0) == n)
+        return np.where(known, np.clip(r, -1.0, 1.0), np.nan)
+
     def by_episode(self) -> Ints:
         """[units] number of the episode group of each unit: blocks of an episode share one."""
         groups = np.unique(_prefix(self.keys, min(EPISODE_BITS, self.bits)), return_inverse=True)[1]

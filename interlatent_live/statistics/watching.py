@@ -321,12 +321,10 @@ class StreamWatch:
         """Features whose correlations are watched; ``None`` until they are chosen: all."""
         return None if self.drift is None else np.asarray(self.drift.features, np.intp)
 
-    def look(self, correlator: Correlator) -> Look | None:
-        """Make the declared look that is due, if one is."""
-        deep = correlator.deep
-        if not self.config.looks or deep is None or deep.units.blocks < self.log.next_due:
-            return None
-        return self.log.look(correlator)
+    def attach(self, correlator: Correlator) -> None:
+        """Have the correlator whose rows these are make the declared looks."""
+        if self.config.looks and correlator.deep is not None:
+            correlator.looks = self.log
 
     # -- state -----------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from interlatent_live.statistics.config import CorrelatorConfig
 from interlatent_live.statistics.correlator import Correlator, CorrelatorState
+from interlatent_live.statistics.screening import DiscoveryLog
 from interlatent_live.statistics.sketches import Grid
 from interlatent_live.stream import Controller, MetricSpec, StepFlag, Steps
 from tests.statistics.streams import codes_from_dense, sparse_dense, steps_of
@@ -167,3 +168,28 @@ def test_coalescing_and_batching_change_nothing():
     for row in range(ROWS):
         feed(other, np.array([row]))
     assert_same(other, WHOLE)
+
+
+def test_looks_fall_on_the_same_episode_however_rows_came():
+    logs = []
+    for size, pass_rows in ((64, 100), (7, 1), (ROWS, 100)):
+        other = Correlator(SPECS, FEATURES, replace(CONFIG, pass_rows=pass_rows))
+        other.looks = log = DiscoveryLog(first_look=4)
+        for low in range(0, ROWS, size):
+            feed(other, np.arange(low, min(low + size, ROWS)))
+            if size == 7:
+                other.table()
+        other.finish()
+        assert_same(other, WHOLE)
+        logs.append(log.looks)
+    first = logs[0]
+    assert [(look.episodes, look.at_episodes) for look in first] == [(4, 4), (8, 8), (16, 16)]
+    for looks in logs[1:]:
+        for one, other_look in zip(looks, first, strict=True):
+            assert (one.episodes, one.at_episodes) == (other_look.episodes, other_look.at_episodes)
+            assert [(f.feature, f.metric) for f in one.found] == [
+                (f.feature, f.metric) for f in other_look.found
+            ]
+            for ours, theirs in zip(one.found, other_look.found, strict=True):
+                assert abs(ours.r - theirs.r) < 1e-9
+                assert abs(ours.p - theirs.p) < 1e-9

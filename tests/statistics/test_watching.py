@@ -92,7 +92,7 @@ def test_a_restored_stream_goes_on_as_if_nothing_had_happened(tmp_path, crash):
     after.restore(load_state(path))
     run(batches[max(crash - 2, 0) :], after)  # with an overlap, which is ignored
     stream = after.find("", "")
-    assert stream.run.missing == 0
+    assert stream.missing == 0
     assert verdicts(stream.watch) == verdicts(whole.watch)
     np.testing.assert_allclose(stream.correlator.table().r, whole.correlator.table().r, rtol=1e-9)
     assert stream.correlator.counts.rows == whole.correlator.counts.rows
