@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from interlatent_live.feed.documents import AlertsDocument, ConformalStatus
-from interlatent_live.queries.answering import drift_of
+from interlatent_live.queries.items import drift_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,6 +9,7 @@
     summary = "The transcoder no longer explains the policy."
 
 ``when`` holds conditions (all must hold) on the values of :mod:`interlatent_live.alerts.values`;
+``predicate`` adds one in the claims' language, and ``clear`` says, in the same, when it has ended;
 ``agent`` and ``hook_point`` restrict a rule, ``labels`` go to Alertmanager.
 """
 
@@ -16,20 +17,24 @@ from __future__ import annotations
 
 import re
 import tomllib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
+from interlatent_live.alerts.predicates import parse_values
 from interlatent_live.alerts.values import check_name
 from interlatent_live.errors import UserError
 from interlatent_live.statistics.rules import AlertRule, Condition
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
+
+    from interlatent_live.stream import MetricSpec
 
 _HEAD: Final = re.compile(r"^\s*\[\[\s*rule\s*\]\]")
 _KEYS: Final[dict[str, type | tuple[type, ...]]] = {
     "name": str, "when": list, "for_s": (int, float), "keep_s": (int, float), "severity": str,
-    "summary": str, "labels": dict, "agent": str, "hook_point": str,
+    "summary": str, "labels": dict, "agent": str, "hook_point": str, "predicate": str, "clear": str,
 }  # fmt: skip
 MOST_RULES: Final = 1000
 
@@ -41,6 +46,16 @@ class ScopedRule:
     rule: AlertRule
     agent: str = ""
     hook_point: str = ""
+    predicate: str = ""
+    clear: str = ""
+
+    def for_metrics(self, metrics: Sequence[MetricSpec]) -> AlertRule:
+        """The rule for one run, with the units of its metrics.
+
+        Raises:
+            UserError: when its predicate gives a metric another unit than the run's.
+        """
+        return _with_predicates(self.rule, self.predicate, self.clear, metrics)
 
 
 def load_rules(file: Path) -> tuple[ScopedRule, ...]:
@@ -90,22 +105,20 @@ def _rule(table: dict[str, Any], where: str, lines: list[str], head: int) -> Sco
             raise UserError(f"{where}:{line}: a rule has no {key!r}; it has {', '.join(_KEYS)}")
         if not isinstance(value, _KEYS[key]) or isinstance(value, bool):
             raise UserError(f"{where}:{line}: {key} is {value!r}, which is of the wrong kind")
-    for key in ("name", "when"):
-        if key not in table:
-            raise UserError(f"{where}:{head}: this rule has no {key}")
-    conditions = []
-    for text in table["when"]:
-        line = _line(lines, head, str(text), quoted=True)
-        try:
-            condition = Condition.parse(str(text))
-            check_name(condition.name)
-        except UserError as error:
-            raise UserError(f"{where}:{line}: {error}") from error
-        conditions.append(condition)
+    if "name" not in table:
+        raise UserError(f"{where}:{head}: this rule has no name")
+    if "when" not in table and "predicate" not in table:
+        raise UserError(f"{where}:{head}: this rule has no when and no predicate")
+    if "clear" in table and "predicate" not in table:
+        line = _line(lines, head, "clear")
+        raise UserError(f"{where}:{line}: clear belongs to a predicate, and this rule has none")
+    conditions = _conditions(table, where, lines, head)
+    predicate, clear = _predicates(table, where, lines, head)
     try:
         rule = AlertRule(
             name=table["name"],
             conditions=tuple(conditions),
+            predicate=parse_values(table["name"], predicate) if predicate else None,
             for_s=float(table.get("for_s", 0.0)),
             keep_s=float(table.get("keep_s", 0.0)),
             severity=table.get("severity", "warning"),
@@ -114,7 +127,42 @@ def _rule(table: dict[str, Any], where: str, lines: list[str], head: int) -> Sco
         )
     except UserError as error:
         raise UserError(f"{where}:{head}: {error}") from error
-    return ScopedRule(rule, table.get("agent", ""), table.get("hook_point", ""))
+    rule = _with_predicates(rule, predicate, clear, None)
+    return ScopedRule(rule, table.get("agent", ""), table.get("hook_point", ""), predicate, clear)
+
+
+def _conditions(table: dict[str, Any], where: str, lines: list[str], head: int) -> list[Condition]:
+    conditions = []
+    for text in table.get("when", ()):
+        line = _line(lines, head, str(text), quoted=True)
+        try:
+            condition = Condition.parse(str(text))
+            check_name(condition.name)
+        except UserError as error:
+            raise UserError(f"{where}:{line}: {error}") from error
+        conditions.append(condition)
+    return conditions
+
+
+def _predicates(table: dict[str, Any], where: str, lines: list[str], head: int) -> tuple[str, str]:
+    for key in ("predicate", "clear"):
+        try:
+            if key in table:
+                parse_values(table["name"], table[key])
+        except UserError as error:
+            raise UserError(f"{where}:{_line(lines, head, key)}: {error}") from error
+    return table.get("predicate", ""), table.get("clear", "")
+
+
+def _with_predicates(
+    rule: AlertRule, predicate: str, clear: str, metrics: Sequence[MetricSpec] | None
+) -> AlertRule:
+    if not predicate:
+        return rule
+    holds = parse_values(rule.name, predicate, metrics)
+    ends = parse_values(rule.name, clear, metrics) if clear else None
+    reads = (*holds.reads, *(ends.reads if ends is not None else ()))
+    return replace(rule, predicate=holds, cleared=ends, reads=reads)
 
 
 def _line(lines: list[str], head: int, key: str, *, quoted: bool = False) -> int:

@@ -10,7 +10,7 @@ Steered rows do not count.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from interlatent_live.errors import UserError
 from interlatent_live.stream import Controller
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from numpy.typing import NDArray
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from interlatent_live.statistics.profile import ProfileTable
     from interlatent_live.stream import SparseCodes, Steps
 
-_OF_METRIC: Final = ("metric", "mean", "min", "max")
+METRIC_VALUES: Final = ("metric", "mean", "min", "max")
 _OF_FEATURE: Final = ("feature", "density")
 _OF_PAIR: Final = ("r", "auroc")
 _OF_WATCH: Final = ("drift", "conformal")
@@ -41,7 +41,7 @@ def check_name(name: str) -> None:
     kind, *rest = name.split(":", 2)
     good = (
         (name in ("fvu", "drift"))
-        or (kind in _OF_METRIC and ":" in name and name.partition(":")[2] != "")
+        or (kind in METRIC_VALUES and ":" in name and name.partition(":")[2] != "")
         or (kind in _OF_FEATURE and len(rest) == 1 and rest[0].isdecimal())
         or (kind in _OF_PAIR and len(rest) == 2 and rest[0].isdecimal() and rest[1] != "")
         or (kind in _OF_WATCH and name.partition(":")[2] != "")
@@ -52,6 +52,9 @@ def check_name(name: str) -> None:
             "fvu, feature:I, density:I, r:I:NAME, auroc:I:NAME, drift, drift:MONITOR and "
             "conformal:SCORE"
         )
+
+
+_ARRAYS: Final = ("newest", "total", "known", "low", "high")
 
 
 @dataclass(slots=True)
@@ -67,6 +70,28 @@ class Interval:
     error: float = 0.0
     errors: int = 0
     active: dict[int, float] = field(default_factory=dict)
+
+    def state(self) -> dict[str, Any]:
+        """JSON-able state."""
+        return {
+            "counts": [self.rows, self.error, self.errors],
+            "arrays": {
+                name: None if (array := getattr(self, name)) is None else array.tolist()
+                for name in _ARRAYS
+            },
+            "active": sorted(self.active.items()),
+        }
+
+    @classmethod
+    def load(cls, state: Mapping[str, Any]) -> Interval:
+        """Inverse of :meth:`state`."""
+        out = cls()
+        out.rows, out.error, out.errors = state["counts"]
+        for name, values in state["arrays"].items():
+            dtype = np.int64 if name == "known" else np.float64
+            setattr(out, name, None if values is None else np.array(values, dtype))
+        out.active = {int(index): float(value) for index, value in state["active"]}
+        return out
 
     def add(self, steps: Steps, codes: SparseCodes) -> None:
         """Rows in order."""
@@ -119,7 +144,7 @@ def _value(  # noqa: C901, PLR0911 - one branch per kind of value
             if score.name == rest and score.alarm is not None:
                 return float(score.firing)
         return None
-    if kind in _OF_METRIC:
+    if kind in METRIC_VALUES:
         return _of_metric(kind, rest, stream, interval)
     index, _, metric = rest.partition(":")
     feature = int(index)

@@ -31,6 +31,9 @@ def check(
         print(prometheus_rules(tuple(one.rule for one in rules)), end="")
         return
     for one in rules:
-        conditions = " and ".join(f"{c.name} {c.op} {c.threshold:g}" for c in one.rule.conditions)
-        print(f"{one.rule.name} ({one.rule.severity}): {conditions}, for {one.rule.for_s:g} s")
+        parts = [f"{c.name} {c.op} {c.threshold:g}" for c in one.rule.conditions]
+        parts += [one.predicate] if one.predicate else []
+        until = f", until {one.clear}" if one.clear else ""
+        what = f"{' and '.join(parts)}, for {one.rule.for_s:g} s{until}"
+        print(f"{one.rule.name} ({one.rule.severity}): {what}")
     print(f"{len(rules)} rules")

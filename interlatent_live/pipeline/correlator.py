@@ -21,14 +21,15 @@ from interlatent_live.statistics.memory import memory_bytes
 from interlatent_live.statistics.slices import CompiledSlices, SliceText, compile_slices
 from interlatent_live.statistics.watching import StreamWatch, WatchConfig
 from interlatent_live.stream import FeatureAddress, Manifest
+from interlatent_live.wire.slices import slice_features
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from numpy.typing import NDArray
 
     from interlatent_live.statistics.profile import ProfileTable
-    from interlatent_live.stream import FeatureBatch, SparseCodes
+    from interlatent_live.stream import FeatureBatch
 
 SCHEMA = 1
 _WATCH = "watch/"
@@ -47,14 +48,33 @@ class Stream:
     boot_id: str
     full_bytes: int
     """What its tables take when full."""
+    next_seq: int = 0
+    """One more than the newest row taken in, in the numbers of its boot."""
+    encoded_ns: int = 0
+    """When its newest rows became features, by the encoder's clock."""
+    catching_up: bool = False
+    """Restored or replayed, and no row has come over the wire since."""
+    missing: int = 0
+    """Rows that came before the restart, are in no snapshot and in no recording."""
     changed: bool = True
     first_ns: int | None = None
     """Agent's time of the first row."""
     newest_ns: int | None = None
     saved_rows: int = -1
     """Rows at the newest snapshot, −1 before the first."""
+    saved_looks: int = 0
+    """Declared looks that the newest snapshot has."""
     save_now: bool = False
-    """Something happened that a restart must not forget: a declared look."""
+    """Something happened that a restart must not forget."""
+
+    def __post_init__(self) -> None:
+        self.watch.attach(self.correlator)
+        self.saved_looks = len(self.watch.log.looks)
+
+    @property
+    def urgent(self) -> bool:
+        """Whether a snapshot is due at once: an alert changed, or a look was made."""
+        return self.save_now or len(self.watch.log.looks) > self.saved_looks
 
 
 @dataclass(slots=True)
@@ -68,10 +88,6 @@ class Run:
     """One more than the newest row taken in, in the newest boot's numbers."""
     rows: int = 0
     ended: bool = False
-    missing: int = 0
-    """Rows between a snapshot and what came after the restart, which nobody has."""
-    restored: dict[str, int] = field(default_factory=dict)
-    """One more than the last row a snapshot knew, by boot; gone once new rows came."""
 
 
 class CorrelatorCore:
@@ -123,8 +139,14 @@ class CorrelatorCore:
             run.bases[manifest.boot_id] = run.rows
             run.next_seq = 0
 
-    def features(self, batch: FeatureBatch) -> None:
-        """Take in one batch of rows.
+    def features(
+        self, batch: FeatureBatch, *, replayed: bool = False
+    ) -> list[tuple[Stream, FeatureBatch]]:
+        """Take in one batch of rows; returns what each hook point took of it.
+
+        Args:
+            batch: rows in the order of their boot.
+            replayed: they come from a recording; what a stream already has of them is passed over.
 
         Raises:
             UserError: when the run was never announced.
@@ -133,36 +155,64 @@ class CorrelatorCore:
         if run is None or batch.boot_id not in run.bases:
             raise UserError(f"features of run {batch.run_id} arrived before its manifest")
         base = run.bases[batch.boot_id]
-        if not len(batch.steps):
-            return
-        if run.restored:
-            self._count_missing(run, batch)
-        for hook_point, codes in batch.codes.items():
-            stream = self._stream(run, batch, hook_point, codes)
-            self._take(stream, batch, codes, base)
-        end = batch.steps.first_seq + len(batch.steps)
-        run.next_seq = max(run.next_seq, end)
-        run.rows = max(run.rows, base + end)
+        taken: list[tuple[Stream, FeatureBatch]] = []
+        for hook_point in batch.codes:
+            offset, gap = self._offset(batch, hook_point)
+            if offset >= len(batch.steps):
+                continue
+            part = batch
+            if offset:
+                part = slice_features(batch, offset, len(batch.steps) - offset)
+            known = self._streams.get((batch.run_id, hook_point))
+            stream = self._stream(run, part, hook_point)
+            if stream is not known:
+                stream.catching_up = replayed
+            if known is None and replayed:
+                gap = part.steps.first_seq
+            stream.missing += gap
+            stream.catching_up &= replayed
+            self._take(stream, part, base)
+            taken.append((stream, part))
+        if taken:
+            end = batch.steps.first_seq + len(batch.steps)
+            run.next_seq = max(run.next_seq, end)
+            run.rows = max(run.rows, base + end)
+        return taken
 
-    def _take(self, stream: Stream, batch: FeatureBatch, codes: SparseCodes, base: int) -> None:
-        correlator, steps = stream.correlator, batch.steps
+    def wants(self, batch: FeatureBatch) -> bool:
+        """Whether any hook point has not got all rows of a recorded batch."""
+        return any(self._offset(batch, name)[0] < len(batch.steps) for name in batch.codes)
+
+    def gap(self, batch: FeatureBatch) -> int:
+        """Rows before this batch that a stream which catches up has not got."""
+        return max((self._offset(batch, name)[1] for name in batch.codes), default=0)
+
+    def _offset(self, batch: FeatureBatch, hook_point: str) -> tuple[int, int]:
+        """Rows of a batch that a stream which catches up has, and rows missing before it."""
+        stream = self._streams.get((batch.run_id, hook_point))
+        if stream is None or not stream.catching_up:
+            return 0, 0
+        ahead = batch.steps.first_seq - stream.next_seq
+        if batch.boot_id == stream.boot_id:
+            return max(0, -ahead), max(0, ahead)
+        bases = stream.run.bases
+        if batch.boot_id in bases and bases[batch.boot_id] < bases[stream.boot_id]:
+            return len(batch.steps), 0
+        return 0, 0
+
+    def _take(self, stream: Stream, batch: FeatureBatch, base: int) -> None:
+        correlator, steps, codes = stream.correlator, batch.steps, batch.codes[stream.hook_point]
+        stream.next_seq = steps.first_seq + len(steps)
+        stream.encoded_ns = max(stream.encoded_ns, batch.encoded_ns)
         correlator.update(steps, codes, base=base)
         stream.watch.rows(steps, codes, base)
         if correlator.panes_waiting:
             stream.watch.panes(correlator.drain_panes())
             correlator.monitored = stream.watch.monitored
-        if stream.watch.look(correlator) is not None:
-            stream.save_now = True
         if stream.first_ns is None:
             stream.first_ns = int(steps.time_ns[0])
         stream.newest_ns = max(stream.newest_ns or 0, int(steps.time_ns[-1]))
         stream.changed = True
-
-    def _count_missing(self, run: Run, batch: FeatureBatch) -> None:
-        """The first rows after a restart say which ones nobody has."""
-        expected = run.restored.pop(batch.boot_id, None)
-        if expected is not None:
-            run.missing += max(0, batch.steps.first_seq - expected)
 
     def goodbye(self, run_id: str) -> None:
         """The run ended; its statistics stay."""
@@ -188,6 +238,24 @@ class CorrelatorCore:
             for (owner, _), stream in self._streams.items()
             if run_id is None or owner == run_id
         )
+
+    def catches_up(self, run_id: str) -> bool:
+        """Whether rows of a run must follow those of a snapshot or a recording."""
+        streams = self.streams(run_id)
+        return not streams or any(stream.catching_up for stream in streams)
+
+    def newest_boot(self, boot_id: str) -> bool:
+        """Whether this is the boot that a run said hello with last."""
+        return any(run.manifest.boot_id == boot_id for run in self._runs.values())
+
+    def replay_from_ns(self) -> int:
+        """Encoder's clock at the oldest row that restored runs may go on behind; 0: any row.
+
+        A run that is over needs nothing, unless all are.
+        """
+        streams = self._streams.values()
+        going_on = [one.encoded_ns for one in streams if not one.run.ended]
+        return min(going_on) if going_on else max((one.encoded_ns for one in streams), default=0)
 
     def find_run(self, run_id: str) -> Run:
         """A run; the newest one for an empty name.
@@ -227,7 +295,7 @@ class CorrelatorCore:
         return tuple(
             stream
             for stream in self._streams.values()
-            if stream.save_now or (everything and stream.saved_rows != stream.correlator.last_row)
+            if stream.urgent or (everything and stream.saved_rows != stream.correlator.last_row)
         )
 
     def save(self, stream: Stream) -> CorrelatorState:
@@ -237,6 +305,7 @@ class CorrelatorCore:
         meta, arrays = stream.watch.state()
         run = stream.run
         stream.saved_rows, stream.save_now = stream.correlator.last_row, False
+        stream.saved_looks = len(stream.watch.log.looks)
         about = {
             "schema": SCHEMA,
             "saved_ns": self._clock(),
@@ -245,10 +314,11 @@ class CorrelatorCore:
             "transcoder": stream.transcoder,
             "boot_id": stream.boot_id,
             "bases": dict(run.bases),
-            "next_seq": run.next_seq,
+            "next_seq": stream.next_seq,
+            "encoded_ns": stream.encoded_ns,
             "rows": run.rows,
             "ended": run.ended,
-            "missing": run.missing,
+            "missing": stream.missing,
             "first_ns": stream.first_ns,
             "newest_ns": stream.newest_ns,
             "slices": [asdict(item) for item in self.slices],
@@ -306,12 +376,10 @@ class CorrelatorCore:
         if run is None:
             run = self._runs[manifest.run_id] = Run(manifest)
         run.bases |= {str(boot): int(base) for boot, base in about["bases"].items()}
-        run.next_seq = max(run.next_seq, int(about["next_seq"]))
+        next_seq = int(about["next_seq"])
+        run.next_seq = max(run.next_seq, next_seq)
         run.rows = max(run.rows, int(about["rows"]))
-        run.missing = max(run.missing, int(about["missing"]))
         run.ended = bool(about["ended"])
-        boot_id = str(about["boot_id"])
-        run.restored[boot_id] = int(about["next_seq"])
         stream = self._streams[key] = Stream(
             run=run,
             hook_point=key[1],
@@ -319,8 +387,12 @@ class CorrelatorCore:
             watch=watch,
             slices=slices,
             transcoder=str(about["transcoder"]),
-            boot_id=boot_id,
+            boot_id=str(about["boot_id"]),
             full_bytes=size,
+            next_seq=next_seq,
+            encoded_ns=int(about.get("encoded_ns", 0)),
+            catching_up=True,
+            missing=int(about["missing"]),
             first_ns=about["first_ns"],
             newest_ns=about["newest_ns"],
             saved_rows=correlator.last_row,
@@ -342,12 +414,12 @@ class CorrelatorCore:
         return stream.correlator
 
     def documents(
-        self, lost: dict[str, int], *, everything: bool = False
+        self, lost: Mapping[str, Mapping[str, int]], *, everything: bool = False
     ) -> Iterator[ProfilesDocument]:
         """Profiles of the live features of every stream that changed since it was last asked for.
 
-        One at a time, since each costs milliseconds; runs that have ended come first, for theirs
-        are final.
+        ``lost`` has the rows that never came by run and reason. One document at a time, since each
+        costs milliseconds; runs that have ended come first, for theirs are final.
         """
         due = [
             (key, stream) for key, stream in self._streams.items() if stream.changed or everything
@@ -355,7 +427,8 @@ class CorrelatorCore:
         due.sort(key=lambda item: not self._runs[item[0][0]].ended)
         for (run_id, hook_point), stream in due:
             stream.changed = False
-            yield self._document(self._runs[run_id], hook_point, stream, lost)
+            of_run = lost.get(run_id, {})
+            yield self._document(self._runs[run_id], hook_point, stream, of_run)
 
     @property
     def nbytes(self) -> int:
@@ -364,8 +437,8 @@ class CorrelatorCore:
             stream.correlator.nbytes + stream.watch.nbytes for stream in self._streams.values()
         )
 
-    def _stream(self, run: Run, batch: FeatureBatch, hook_point: str, codes: SparseCodes) -> Stream:
-        key = (batch.run_id, hook_point)
+    def _stream(self, run: Run, batch: FeatureBatch, hook_point: str) -> Stream:
+        key, codes = (batch.run_id, hook_point), batch.codes[hook_point]
         transcoder = batch.transcoders[hook_point]
         stream = self._streams.get(key)
         if stream is None or stream.transcoder != transcoder:
@@ -410,7 +483,7 @@ class CorrelatorCore:
             )
 
     def _document(
-        self, run: Run, hook_point: str, stream: Stream, lost: dict[str, int]
+        self, run: Run, hook_point: str, stream: Stream, lost: Mapping[str, int]
     ) -> ProfilesDocument:
         correlator = stream.correlator
         live = correlator.live()
@@ -423,7 +496,7 @@ class CorrelatorCore:
             steps=correlator.counts.rows,
             features=_profiles(correlator.table(live, window=ALL), hook_point, stream.transcoder),
             published_ns=self._clock(),
-            lost=lost,
+            lost=dict(lost),
         )
 
     def _forget_one(self) -> None:

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from interlatent_live.feed.documents import AlertsDocument, DriftStatus
+from interlatent_live.statistics.association import MetricAssociation
 
 VERSION: Final = 1
 MAX_LIMIT: Final = 1000
@@ -269,29 +270,6 @@ class HookPointsAnswer(Answer, frozen=True, kw_only=True, tag="hook_points"):
     matched: int
 
 
-class Association(msgspec.Struct, frozen=True, kw_only=True):
-    """One feature with one metric in one window."""
-
-    name: str
-    unit: str
-    role: str
-    n: float
-    n_eff: float | None
-    r: float | None
-    lo: float | None
-    hi: float | None
-    mean_on: float | None
-    mean_off: float | None
-    effect_size: float | None
-    auroc: float | None
-    auroc_error: float | None
-    auroc_lo: float | None
-    auroc_hi: float | None
-    rank_biserial: float | None
-    method: str
-    reasons: dict[str, str]
-
-
 class FeatureItem(msgspec.Struct, frozen=True, kw_only=True):
     """One feature in a list."""
 
@@ -301,7 +279,7 @@ class FeatureItem(msgspec.Struct, frozen=True, kw_only=True):
     mean_activation: float | None
     episodes: int | None
     bouts: int | None
-    strongest: Association | None
+    strongest: MetricAssociation | None
     """The asked metric, or the one with the largest |r|; ``None`` where no r is defined."""
     reason: str | None = None
 
@@ -322,7 +300,7 @@ class PairItem(msgspec.Struct, frozen=True, kw_only=True):
     address: str
     feature: int
     density: float | None
-    association: Association
+    association: MetricAssociation
 
 
 class PairsAnswer(Answer, frozen=True, kw_only=True, tag="pairs"):
@@ -440,7 +418,7 @@ class ProfileAnswer(Answer, frozen=True, kw_only=True, tag="profile"):
     dwell_mean: float | None
     dwell_longest: int | None
     scope: str
-    metrics: list[Association]
+    metrics: list[MetricAssociation]
     lags: list[LagItem]
     partial: PartialAnswer | None
     decomposition: list[Parts]

@@ -21,16 +21,22 @@ when = [
   "metric:lean > 1",
   "r:3:lean > 0.5",
 ]
+
+[[rule]]
+name = "odd"
+predicate = "`density:3` > 0.4 and (not lean > 5 deg or `fvu` > 0.1)"
+clear = "`density:3` < 0.3"
 """
 
 
 def test_rules_are_read():
-    first, second = parse_rules(GOOD, "rules.toml")
+    first, second, third = parse_rules(GOOD, "rules.toml")
     assert first.rule.for_s == 5
     assert first.rule.labels == {"team": "robots"}
     assert first.rule.conditions[0].clear == 0.08
     assert (second.agent, second.hook_point) == ("walker", "")
     assert [one.name for one in second.rule.conditions] == ["metric:lean", "r:3:lean"]
+    assert set(third.rule.names) == {"density:3", "metric:lean", "fvu"}
 
 
 @pytest.mark.parametrize(
@@ -43,6 +49,10 @@ def test_rules_are_read():
         ("for_s = 5", "for_s = -5", 2, "durations must be"),
         ('name = "leaning"', 'name = "fvu_high"', 11, "two rules"),
         ('name = "leaning"', "", 10, "has no name"),
+        ("(not lean", "(nor lean", 20, "wrong at character 28"),
+        ("lean > 5 deg", "mean(lean, 5) > 1", 20, "looks back"),
+        ("`density:3` <", "`density:x` <", 21, "no value 'density:x'"),
+        ("predicate =", "summary =", 18, "no when and no predicate"),
         ("clear 0.08", "clear 0.2", 4, "firing side"),
         ('[[rule]]\nname = "fvu', 'x = 1\n[[rule]]\nname = "fvu', 2, "there is no 'x'"),
     ],
@@ -63,7 +73,9 @@ def test_the_command_checks_a_file(tmp_path):
     file.write_text(GOOD)
     result = CliRunner().invoke(app, ["alerts", "check", str(file)])
     assert result.exit_code == 0
-    assert "2 rules" in result.stdout
+    assert "3 rules" in result.stdout
+    assert "until `density:3` < 0.3" in result.stdout
+    file.write_text(GOOD.partition('\n[[rule]]\nname = "odd"')[0])
     prometheus = CliRunner().invoke(app, ["alerts", "check", str(file), "--prometheus"])
     assert "alert: fvu_high" in prometheus.stdout
     file.write_text(GOOD.replace("for_s", "four_s", 1))

@@ -1,0 +1,107 @@
+"""Messages of a run that wait together, taken in as one block.
+
+An agent at control rate sends few steps a message, and most of what a message costs does not depend
+on how many steps it holds. Statistics are functions of the rows, not of the messages they came in,
+so what waits is joined: the busier the service, the larger its blocks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from interlatent_live.stream import FeatureBatch, SparseCodes, Steps
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+MOST_ROWS: Final = 2048
+"""Rows of a block, which bounds how long questions wait for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Rows of one boot, and the messages they came in."""
+
+    batch: FeatureBatch
+    messages: int
+
+
+class Blocks:
+    """Messages in the order of their arrival, by boot."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, list[FeatureBatch]] = {}
+
+    def add(self, batch: FeatureBatch) -> list[Block]:
+        """Let a message wait; returns the block before it, when it cannot be joined to that one."""
+        waiting = self._waiting.get(batch.boot_id)
+        if waiting is None:
+            self._waiting[batch.boot_id] = [batch]
+            return []
+        rows = batch.steps.first_seq + len(batch.steps) - waiting[0].steps.first_seq
+        if rows <= MOST_ROWS and _follows(waiting[-1], batch):
+            waiting.append(batch)
+            return []
+        block = self.take(batch.boot_id)
+        self._waiting[batch.boot_id] = [batch]
+        return block
+
+    def take(self, boot_id: str | None = None) -> list[Block]:
+        """What waits, of one boot or of all; nothing waits then."""
+        boots = list(self._waiting) if boot_id is None else [boot_id]
+        found = [self._waiting.pop(boot) for boot in boots if boot in self._waiting]
+        return [Block(join(batches), len(batches)) for batches in found]
+
+
+def _follows(before: FeatureBatch, batch: FeatureBatch) -> bool:
+    """Whether rows go on without a hole, under the same run and the same transcoders."""
+    return (
+        batch.steps.first_seq == before.steps.first_seq + len(before.steps)
+        and batch.run_id == before.run_id
+        and batch.transcoders == before.transcoders
+        and batch.codes.keys() == before.codes.keys()
+        and batch.steps.metrics.shape[1] == before.steps.metrics.shape[1]
+        and all(
+            codes.n_features == before.codes[name].n_features for name, codes in batch.codes.items()
+        )
+    )
+
+
+def join(batches: Sequence[FeatureBatch]) -> FeatureBatch:
+    """Batches that follow each other, as one."""
+    if len(batches) == 1:
+        return batches[0]
+    first = batches[0]
+    steps = [batch.steps for batch in batches]
+    return replace(
+        first,
+        steps=Steps(
+            first_seq=first.steps.first_seq,
+            env=np.concatenate([one.env for one in steps]),
+            episode=np.concatenate([one.episode for one in steps]),
+            t=np.concatenate([one.t for one in steps]),
+            time_ns=np.concatenate([one.time_ns for one in steps]),
+            controller=np.concatenate([one.controller for one in steps]),
+            flags=np.concatenate([one.flags for one in steps]),
+            metrics=np.concatenate([one.metrics for one in steps]),
+        ),
+        codes={name: _join_codes([batch.codes[name] for batch in batches]) for name in first.codes},
+        encoded_ns=max(batch.encoded_ns for batch in batches),
+    )
+
+
+def _join_codes(codes: Sequence[SparseCodes]) -> SparseCodes:
+    counts = np.concatenate([np.diff(one.indptr) for one in codes])
+    indptr = np.zeros(len(counts) + 1, np.uint32)
+    np.cumsum(counts, out=indptr[1:])
+    return SparseCodes(
+        n_features=codes[0].n_features,
+        indptr=indptr,
+        index=np.concatenate([one.index for one in codes]),
+        value=np.concatenate([one.value for one in codes]),
+        error=np.concatenate([one.error for one in codes]),
+        error_affine=np.concatenate([one.error_affine for one in codes]),
+    )
