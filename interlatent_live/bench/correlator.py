@@ -3,7 +3,8 @@
 Side by side in one run, on one core, 8 metrics, k = 32, batches of 64: the core statistics
 (moments, density, on/off means) against a batched Chan merge in dense NumPy doing the same job,
 river and a pandas-rolling user; the full default profile; the cost from 2,048 to 131,072 features
-for Zipf and for uniform activity; bytes held against bytes computed. ``device="cuda"`` adds the
+for Zipf and for uniform activity; what a step costs by the size of the messages that steps come in;
+bytes held against bytes computed. ``device="cuda"`` adds the
 device update.
 """
 
@@ -20,7 +21,15 @@ from interlatent_live.bench.report import BenchReport, bench_report, bench_row, 
 from interlatent_live.statistics.config import CorrelatorConfig, SliceSpec
 from interlatent_live.statistics.correlator import Correlator
 from interlatent_live.statistics.memory import memory_bytes
-from interlatent_live.stream import MetricSpec, SparseCodes, Steps, steps_without_columns
+from interlatent_live.stream import (
+    FeatureBatch,
+    HookPointSpec,
+    Manifest,
+    MetricSpec,
+    SparseCodes,
+    Steps,
+    steps_without_columns,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -140,6 +149,7 @@ def run(
     *,
     quick: bool = False,
     device: str = "cpu",
+    steps: int | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> BenchReport:
     """Run the benchmark.
@@ -147,6 +157,8 @@ def run(
     Args:
         quick: fewer repetitions and steps.
         device: ``cuda`` adds the device update.
+        steps: after how many the memory of the full default profile is measured; by default
+            2,000,000, which takes two minutes (10,000,000 take ten).
         progress: called with a line before each part.
     """
     say = progress or (lambda _: None)
@@ -166,8 +178,10 @@ def run(
     rows += _scaling(rounds)
     say("river and pandas")
     rows += _peers(notes)
+    say("ingest by message size")
+    rows += _ingest(rounds, quick=quick)
     say("memory")
-    rows += _memory(quick=quick)
+    rows += _memory(quick=quick, full_steps=steps or (100_000 if quick else 2_000_000))
     say("queries")
     rows += _queries()
     if device == "cuda":
@@ -323,12 +337,89 @@ def _optional(module: str, notes: list[str]) -> Any:
         return None
 
 
-def _memory(*, quick: bool) -> list[BenchRow]:
+def _ingest(rounds: int, *, quick: bool) -> list[BenchRow]:
+    """The service's core, full default profile with everything watched, by steps a message.
+
+    Eight agents take turns; what waits when the service turns (here 64 messages) is one block an
+    agent. The reference is the same without blocks.
+    """
+    per_agent = 1024 if quick else 4096
+    rows = []
+    for size in (1, 8, 64):
+        messages = _messages(size, per_agent)
+        taken: dict[bool, list[float]] = {True: [], False: []}
+        for _ in range(max(rounds // 2, 1)):
+            for by_block in (True, False):
+                taken[by_block].append(_time_ingest(messages, size, by_block=by_block))
+        one_by_one = median(taken[False])
+        ratio = median(b / a for a, b in zip(taken[False], taken[True], strict=True))
+        rows.append(
+            bench_row(
+                f"ingest of 8 agents, {size} steps a message, full default profile, watched",
+                one_by_one * ratio, "µs/step", reference="each message by itself (µs/step)",
+                reference_value=one_by_one, goal="ratio <= 1.1",
+            )
+        )  # fmt: skip
+    return rows
+
+
+AGENTS: Final = 8
+
+
+def _messages(size: int, per_agent: int) -> list[FeatureBatch]:
+    """Messages of eight agents in turns, F = 512 as small policies have."""
+    from interlatent_live.wire.slices import slice_features  # noqa: PLC0415 - only here
+
+    stream = make_stream(512, zipf=True)
+    error = np.full(BATCH, 0.1, np.float32)
+    found = []
+    for steps, codes in stream.batches(0, per_agent // BATCH):
+        for low in range(0, BATCH, size):
+            for agent in range(AGENTS):
+                batch = FeatureBatch(
+                    f"run-{agent}", f"boot-{agent}", steps, {"hook": replace(codes, error=error)},
+                    {"hook": "sha256:0"}, 1,
+                )  # fmt: skip
+                found.append(slice_features(batch, low, size))
+    return found
+
+
+def _time_ingest(messages: list[FeatureBatch], size: int, *, by_block: bool) -> float:
+    """Microseconds per step of the second half of the messages."""
+    from interlatent_live.pipeline.blocks import Blocks  # noqa: PLC0415 - only here
+    from interlatent_live.pipeline.correlator import CorrelatorCore  # noqa: PLC0415 - only here
+
+    core = CorrelatorCore(CorrelatorConfig(), clock=lambda: 1, limit_bytes=1 << 40)
+    for agent in range(AGENTS):
+        core.hello(
+            Manifest(
+                f"agent-{agent}", f"run-{agent}", f"boot-{agent}", "sha256:0",
+                (HookPointSpec("hook", 64, 64),), SPECS, env_count=ENVS,
+            )
+        )  # fmt: skip
+    half = len(messages) // 2
+    for batch in messages[:half]:
+        core.features(batch)
+    blocks = Blocks()
+    begin = time.thread_time()
+    for number, batch in enumerate(messages[half:], 1):
+        if not by_block:
+            core.features(batch)
+            continue
+        ready = blocks.add(batch)
+        if number % 64 == 0:
+            ready += blocks.take()
+        for block in ready:
+            core.features(block.batch)
+    return (time.thread_time() - begin) / ((len(messages) - half) * size) * 1e6
+
+
+def _memory(*, quick: bool, full_steps: int) -> list[BenchRow]:
     width = 2048
     rows = []
     for name, config, steps in (
         ("core", CorrelatorConfig.core(), 200_000 if quick else 10_000_000),
-        ("full default", CorrelatorConfig(), 100_000 if quick else 300_000),
+        ("full default", CorrelatorConfig(), full_steps),
     ):
         stream = make_stream(width, zipf=False)
         correlator = Correlator(SPECS, width, config)
@@ -342,6 +433,12 @@ def _memory(*, quick: bool) -> list[BenchRow]:
                 f"{name}: bytes held after {steps:,} steps ÷ computed", held, "bytes",
                 reference="computed from the configuration", reference_value=computed,
                 goal="ratio <= 1.1",
+            )
+        )  # fmt: skip
+        rows.append(
+            bench_row(
+                f"{name}: bytes computed ÷ held after {steps:,} steps", computed, "bytes",
+                reference="held", reference_value=held, goal="ratio <= 1.1",
             )
         )  # fmt: skip
     return rows
@@ -385,6 +482,7 @@ def _outlets(correlator: Correlator) -> list[BenchRow]:
     import tempfile  # noqa: PLC0415 - only here
     from pathlib import Path  # noqa: PLC0415 - only here
 
+    from interlatent_live.alerts.predicates import parse_values  # noqa: PLC0415
     from interlatent_live.statistics.export import to_parquet  # noqa: PLC0415
     from interlatent_live.statistics.rules import (  # noqa: PLC0415
         AlertRule,
@@ -402,6 +500,13 @@ def _outlets(correlator: Correlator) -> list[BenchRow]:
         for rule in rules:
             rule.step(step * 10_000_000, values)
     per_rule = (time.thread_time() - begin) / 10_000 * 1e6
+    holds = parse_values("p", "`v1` > 0.5 and not (`fvu` > 0.1 or m0 < 2)", SPECS)
+    known = {"metric:m0": 3.0, "metric:v1": 0.6, "fvu": 0.05}
+    judged = AlertState(AlertRule("p", predicate=holds, reads=holds.reads, for_s=1.0))
+    begin = time.thread_time()
+    for step in range(2000):
+        judged.step(step * 10_000_000, known)
+    per_predicate = (time.thread_time() - begin) / 2000 * 1e6
     table = correlator.table()
     with tempfile.TemporaryDirectory() as folder:
         begin = time.thread_time()
@@ -418,6 +523,11 @@ def _outlets(correlator: Correlator) -> list[BenchRow]:
         bench_row(
             "one alert rule, one evaluation", per_rule, "µs", reference="a control step at 100 Hz",
             reference_value=10_000.0, goal="ratio <= 0.01",
+        ),
+        bench_row(
+            "one alert rule with a predicate of three comparisons, one evaluation", per_predicate,
+            "µs", reference="a control step at 100 Hz", reference_value=10_000.0,
+            goal="ratio <= 0.01",
         ),
         bench_row(
             f"Parquet export of {rows:,} pairs", parquet, "ms", reference="a second",
