@@ -39,6 +39,12 @@ def bench(
     device: Annotated[
         str | None, typer.Option(help="cpu or cuda, where the benchmark has the choice.")
     ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(min=0.1, help="How long at least, where it is a matter of time.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="How many steps at least, where that can be chosen.")
+    ] = None,
     require: Annotated[
         bool, typer.Option("--require", help="Exit with 1 when a goal is not met.")
     ] = False,
@@ -52,8 +58,8 @@ def bench(
     options: dict[str, Any] = {}
     if quick:
         options["quick"] = True
-    if device is not None:
-        options["device"] = device
+    given = {"device": device, "minutes": minutes, "steps": steps}
+    options |= {option: value for option, value in given.items() if value is not None}
     with _progress() as say:
         report = run_bench(name, BENCHES, options, progress=say)
     _show(report)

@@ -1,20 +1,39 @@
-"""Two faults put to the real path, as ``interlatent-live bench chaos`` puts them all."""
+"""Some faults put to the real path, as ``interlatent-live bench chaos`` puts them all."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import pytest
 
 from interlatent_live.bench.chaos.bench import put_to_the_path
+from interlatent_live.bench.chaos.faults.disk import DiskFull
+from interlatent_live.bench.chaos.faults.many import EncoderOutOfDescriptors, SupervisorFrozen
 from interlatent_live.bench.chaos.faults.network import Cuts
 from interlatent_live.bench.chaos.faults.processes import EncoderKilled
+
+if TYPE_CHECKING:
+    from interlatent_live.bench.chaos.table import FaultRow
 
 pytestmark = pytest.mark.chaos
 
 
-def test_a_killed_encoder_and_a_cut_network_lose_nothing_in_silence() -> None:
+def test_broken_processes_and_networks_lose_nothing_in_silence() -> None:
     said: list[str] = []
     rows = put_to_the_path((EncoderKilled, Cuts), 1.0, said.append)
     assert said == ["starting the services", EncoderKilled.name, Cuts.name]
+    check(rows)
+
+
+def test_what_runs_out_costs_what_is_declared_and_comes_back() -> None:
+    """No room on the disk, no descriptor, no reader of the log."""
+    faults = (SupervisorFrozen, DiskFull, EncoderOutOfDescriptors)
+    rows = put_to_the_path(faults, 2.0, lambda _: None)
+    check(rows)
+    assert [row.complaints for row in rows] == [()] * len(rows)
+
+
+def check(rows: list[FaultRow]) -> None:
     for row in rows:
         assert row.undeclared == 0, row
         assert row.recovered_s is not None, row

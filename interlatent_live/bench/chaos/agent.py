@@ -2,7 +2,7 @@
 
 ``python -m interlatent_live.bench.chaos.agent`` takes orders on standard input and answers on
 standard output (:mod:`.orders`). While a tap is open it alternates blocks of steps between that tap
-and one that nobody listens to. Between two steps C code runs without the interpreter lock, as an
+and two that nobody listens to. Between two steps C code runs without the interpreter lock, as an
 environment's step does; that is not timed.
 """
 
@@ -21,6 +21,7 @@ import select
 import sys
 import time
 from dataclasses import asdict
+from itertools import permutations
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
 NOBODY: Final = "tcp://127.0.0.1:9"
 WARM_UP: Final = 200
 EPISODE: Final = 500
+ORDERS: Final = tuple(permutations(range(3)))
 _C_WORK: Final = bytes(160_000)
 """Hashing this takes 100-200 µs without the interpreter lock."""
 
@@ -94,12 +96,14 @@ class Agent:
 
     def __init__(self) -> None:
         self._nobody = Loop(NOBODY, "nobody", {})
+        self._again = Loop(NOBODY, "nobody, again", {})
         for _ in range(WARM_UP // BLOCK):
             self._nobody.block()
+            self._again.block()
         self._this: Loop | None = None
         self._keep = False
         self._rounds = 0
-        self._times: tuple[list[Any], list[Any]] = ([], [])
+        self._times: tuple[list[Any], ...] = ([], [], [])
 
     def serve(self) -> None:
         """Until standard input ends."""
@@ -119,19 +123,19 @@ class Agent:
                 self._round(self._this)
 
     def _round(self, this: Loop) -> None:
+        loops = (this, self._nobody, self._again)
+        order = ORDERS[self._rounds % len(ORDERS)]
         self._rounds += 1
-        first, second = (this, self._nobody) if self._rounds % 2 else (self._nobody, this)
-        one, other = first.block(), second.block()
-        if self._keep:
-            fault, nobody = (one, other) if first is this else (other, one)
-            self._times[0].append(fault)
-            self._times[1].append(nobody)
+        for which in order:
+            times = loops[which].block()
+            if self._keep:
+                self._times[which].append(times)
 
     def _obey(self, order: Order) -> Answer:
         match order:
             case Open():
                 self._this = Loop(order.endpoint, order.agent, order.options)
-                self._times = ([], [])
+                self._times = ([], [], [])
                 self._keep = False
                 return Opened(self._this.tap.run_id, self._this.tap.boot_id)
             case Mark(keep):
@@ -165,8 +169,8 @@ class Agent:
         stats = self._this.tap.stats()
         self._this = None
         gc.collect()  # a tap and its policy may form a cycle; a leak is what stays after this
-        fault, nobody = (np.array(one).reshape(-1, BLOCK) for one in self._times)
-        times = Times(**asdict(summarise(fault, nobody))) if len(fault) else None
+        kept = [np.array(one).reshape(-1, BLOCK) for one in self._times]
+        times = Times(**asdict(summarise(*kept))) if len(kept[0]) else None
         return Closed(
             steps=stats.steps,
             waiting=stats.waiting,

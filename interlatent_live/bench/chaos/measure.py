@@ -79,7 +79,7 @@ def measure(rig: Rig, agent: AgentProcess, fault: Fault, *, hold_s: float) -> Ou
                 f"{fault.name}: no row of the agent reached the witness before anything was "
                 f"broken; it says {agent.look()}"
             )
-        lost_before = _lost_at_correlator(rig)
+        correlator, lost_before = _correlator(rig), _lost_at_correlator(rig)
         agent.keep_times(keep=True)
         struck = time.monotonic()
         fault.strike(rig, agent)
@@ -96,6 +96,8 @@ def measure(rig: Rig, agent: AgentProcess, fault: Fault, *, hold_s: float) -> Ou
         found = _settled(rig, opened.boot_id, closed.steps)
         undeclared = _undeclared(closed, found)
         if fault.whole_at_correlator:
+            if _correlator(rig) != correlator:
+                lost_before = {}  # another process, which counts from the start
             undeclared += _undeclared_at_correlator(rig, opened.run_id, found, lost_before)
     leaked, memory = _leaked(rig, agent, before, agent_before)
     outcome = Outcome(
@@ -156,6 +158,12 @@ def _undeclared(closed: Closed, found: Found) -> int:
     at_agent = abs(closed.steps - closed.acknowledged - sum(closed.lost.values()))
     at_witness = max(found.undeclared, closed.steps - found.received - found.declared)
     return at_agent + at_witness + found.twice
+
+
+def _correlator(rig: Rig) -> int | None:
+    """Its process id, once it answers; ``None`` when it does not for long."""
+    rig.wait(lambda: rig.health("correlator") is not None, SETTLES_WITHIN_S)
+    return rig.pids().get("correlator")
 
 
 def _lost_at_correlator(rig: Rig) -> dict[str, int]:

@@ -65,6 +65,8 @@ class Times(msgspec.Struct, frozen=True):
     fault_p99_us: float
     added_median_upper_us: float
     added_p99_upper_us: float
+    floor_median_upper_us: float
+    floor_p99_upper_us: float
 
 
 class Closed(msgspec.Struct, frozen=True, tag=True):

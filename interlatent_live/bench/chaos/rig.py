@@ -18,6 +18,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from interlatent_live.bench.chaos.faults.clock import Clock
+from interlatent_live.bench.chaos.faults.disk import SmallDisk
 from interlatent_live.bench.chaos.policy import write_transcoders
 from interlatent_live.bench.chaos.resources import holding
 from interlatent_live.bench.chaos.witness import Witness
@@ -43,8 +44,9 @@ if TYPE_CHECKING:
     from interlatent_live.config import ServiceName, Settings
 
 SUPERVISOR: Final = "supervisor"
-DESCRIPTORS: Final = 1024
+DESCRIPTORS: Final = 4096
 """Room for the encoder's sockets; an init system's unit would set it."""
+SNAPSHOT_EVERY_S: Final = 2.0
 _KEPT_LINES: Final = 200
 
 
@@ -61,6 +63,7 @@ class Rig:
         transcoders: folder of the transcoders, watched by the encoder.
         version: of the transcoders that were written last.
         clock: of the services.
+        disk: where snapshots and the console's store lie, and room for spools.
     """
 
     def __init__(self, folder: Path, flags: Mapping[str, Any] | None = None) -> None:
@@ -69,6 +72,7 @@ class Rig:
         self.transcoder_folders = write_transcoders(self.transcoders)
         self.version = 0
         self.clock = Clock(folder / "clock", python_start=True)
+        self.disk = SmallDisk(folder / "disk")
         self.witness = Witness()
         self.state = FeedState(max_runs=4096)
         self.lines: deque[str] = deque(maxlen=_KEPT_LINES)
@@ -84,12 +88,17 @@ class Rig:
         with ExitStack() as undo:
             allow_descriptors()
             undo.enter_context(self.witness)
+            undo.enter_context(self.disk)
             flags = {
                 "encoder.transcoders": [str(self.transcoders)],
                 "encoder.consumers": [self.witness.endpoint],
                 "explainer.null_draws": 99,
                 "correlator.publish_every_s": 0.5,
-                "limits.agents": 64,
+                "correlator.snapshots": str(self.disk.folder / "snapshots"),
+                "correlator.snapshot_every_s": SNAPSHOT_EVERY_S,
+                "correlator.snapshots_kept": 1,
+                "console.state": str(self.disk.folder / "state"),
+                "limits.agents": 1024,
                 "logging.level": "warning",
                 "logging.format": "json",
                 **self._flags,

@@ -1,8 +1,8 @@
-"""Other kinds of taps put to a test: a spool, encoding at the agent, a new version, a clock."""
+"""No broken process or network: nothing, a spool, encoding at the agent, versions, clocks."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from interlatent_live.bench.chaos.faults.fault import Fault
 from interlatent_live.bench.chaos.faults.processes import EncoderKilled
@@ -15,6 +15,13 @@ if TYPE_CHECKING:
     from interlatent_live.bench.chaos.measure import Outcome
     from interlatent_live.bench.chaos.orders import Opened
     from interlatent_live.bench.chaos.rig import Rig
+
+
+class Nothing(Fault):
+    """What the other rows are to be held against."""
+
+    name = "nothing"
+    about = "nothing is broken: what being watched by living services costs by itself"
 
 
 class Spooled(EncoderKilled):
@@ -79,13 +86,22 @@ class ClockJumps(Fault):
 
     name = "clock jumps"
     about = "the wall clock of agent and services jumps an hour ahead, and back again"
+    seconds: ClassVar[float] = 3600.0
 
     def strike(self, rig: Rig, agent: AgentProcess) -> None:
-        """Ahead."""
+        """There."""
         del agent
-        rig.clock.jump(3600.0)
+        rig.clock.jump(self.seconds)
 
     def lift(self, rig: Rig, agent: AgentProcess) -> None:
-        """Back."""
+        """And back."""
         del agent
         rig.clock.jump(0.0)
+
+
+class ClockJumpsBack(ClockJumps):
+    """Somebody sets the clock."""
+
+    name = "clock jumps back"
+    about = "the wall clock of agent and services jumps an hour back, and ahead again"
+    seconds = -3600.0

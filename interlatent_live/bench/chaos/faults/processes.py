@@ -53,15 +53,16 @@ class Killed(Fault):
 
     sudden = True
     victim: ClassVar[str]
+    how: ClassVar[signal.Signals] = signal.SIGKILL
 
     def __init__(self) -> None:
         self._pid = 0
 
     def strike(self, rig: Rig, agent: AgentProcess) -> None:
-        """SIGKILL."""
+        """Send the signal."""
         del agent
         self._pid = rig.pid(self.victim)
-        os.kill(self._pid, signal.SIGKILL)
+        os.kill(self._pid, self.how)
 
     def lift(self, rig: Rig, agent: AgentProcess) -> None:
         """Nothing to undo: wait until it is back."""
@@ -103,9 +104,18 @@ class CorrelatorKilled(Killed, _CorrelatorCatchesUp):
     """A consumer with credit."""
 
     name = "correlator killed"
-    about = "SIGKILL of the correlator; the next one begins its statistics anew"
+    about = "SIGKILL of the correlator; the next one goes on from its newest snapshot"
     victim = "correlator"
     whole_at_correlator = False
+
+
+class CorrelatorRestarted(Killed, _CorrelatorCatchesUp):
+    """As for an upgrade: it saves its statistics, and the next one goes on with them."""
+
+    name = "correlator restarted"
+    about = "SIGTERM of the correlator; the next one goes on from what it saved: no row is missing"
+    victim = "correlator"
+    how = signal.SIGTERM
 
 
 class _ExplainerCatchesUp(Fault):
