@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from interlatent_live.pipeline.blocks import MOST_ROWS, Blocks
@@ -41,6 +41,7 @@ def core_of(batches):
 REFERENCE = core_of(WHOLE)
 
 
+@settings(max_examples=25, deadline=None)
 @given(
     st.lists(st.integers(1, 40), min_size=1, max_size=5),
     st.lists(st.integers(1, 60), min_size=1, max_size=5),
