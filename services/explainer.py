@@ -163,7 +163,7 @@ class ExplainerShell:
         """A run ended."""
         self._events.put(lambda: self._core.goodbye(boot_id))
 
-    def turn(self, feed: FeedPublisher, lost: Mapping[str, int]) -> list[str]:
+    def turn(self, feed: FeedPublisher, lost: Mapping[str, Mapping[str, int]]) -> list[str]:
         """Publish what the worker found; returns the streams whose oldest rows are done with."""
         del lost  # claims are scored on what arrived; the correlator shows what did not
         self._pass_requests_on()

@@ -46,8 +46,8 @@ class FeatureHandler(Protocol):
         """A run ended; all its rows were delivered."""
         ...
 
-    def turn(self, feed: FeedPublisher, lost: Mapping[str, int]) -> Sequence[str]:
-        """Once per turn of the loop: publish what is due.
+    def turn(self, feed: FeedPublisher, lost: Mapping[str, Mapping[str, int]]) -> Sequence[str]:
+        """Once per turn of the loop: publish what is due; ``lost`` is by run.
 
         Returns the streams whose oldest rows are now done with, once per batch.
         """
@@ -102,15 +102,19 @@ class FeatureService:
             for boot_id in self._handler.turn(self._feed, self.lost()):
                 self._receiver.processed(boot_id)
 
-    def lost(self) -> dict[str, int]:
-        """Rows that never came, by declared reason or undeclared, over all streams known."""
-        found: dict[str, int] = {}
-        for boot_id in self._receiver.hub.streams():
-            counts = self._receiver.hub.counts(boot_id)
+    def lost(self) -> dict[str, dict[str, int]]:
+        """Rows that never came, by run and by declared reason or undeclared, over all its boots."""
+        found: dict[str, dict[str, int]] = {}
+        hub = self._receiver.hub
+        for boot_id in hub.streams():
+            counts = hub.counts(boot_id)
+            if not counts.undeclared and not counts.declared:
+                continue
+            of_run = found.setdefault(hub.manifest(boot_id).run_id, {})
             for reason, rows in counts.declared.items():
-                found[reason.value] = found.get(reason.value, 0) + rows
+                of_run[reason.value] = of_run.get(reason.value, 0) + rows
             if counts.undeclared:
-                found["undeclared"] = found.get("undeclared", 0) + counts.undeclared
+                of_run["undeclared"] = of_run.get("undeclared", 0) + counts.undeclared
         return found
 
     def close(self) -> None:

@@ -44,7 +44,10 @@ def test_a_planted_relation_is_in_the_document():
 def test_documents_fit_the_wire():
     correlator = core()
     run(correlator, episodes(10))
-    (document,) = correlator.documents({"no_credit": 3})
+    run_id = correlator.runs()[0].manifest.run_id
+    lost = {run_id: {"no_credit": 3}, "another": {"age": 5}}
+    (document,) = correlator.documents(lost)
+    assert document.lost == {"no_credit": 3}
     payload = document_payload(document)
     check_payload(payload)
     assert parse_document("profiles", payload) == document
