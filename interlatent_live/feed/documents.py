@@ -45,6 +45,8 @@ class HookPointStatus(msgspec.Struct, frozen=True):
     """Fraction of variance unexplained on live steps whose y was sampled."""
     fvu_affine: float | None
     fvu_steps: int
+    feature_names: dict[str, str] = {}
+    """By feature, names of those that have one by construction: attached probes."""
 
 
 class AgentStatus(msgspec.Struct, frozen=True):

@@ -146,22 +146,26 @@ def _now(
     table.add_column(justify="right", no_wrap=True)
     table.add_column(ratio=1, overflow="ellipsis", no_wrap=True)
     hashes = {hook.name: hook.transcoder for hook in status.hook_points}
+    names = {hook.name: hook.feature_names for hook in status.hook_points}
     shown_features = [
         (hook, index, value) for hook, active in copy.active.items() for index, value in active
     ]
     shown_features.sort(key=lambda item: -item[2])
     for hook, index, value in shown_features[: room.features]:
         claim = claims.get(f"{hook}/{index}@{hashes.get(hook, '')}")
-        table.add_row(f"{clean(hook, 16)}/{index}", f"{value:.2f}", _claim_label(claim))
+        name = names.get(hook, {}).get(str(index), "")
+        table.add_row(f"{clean(hook, 16)}/{index}", f"{value:.2f}", _claim_label(claim, name))
     title += f", episode {copy.episode}, step {copy.t}" + (" (ended)" if copy.ended else "")
     return Panel(Group(values, table), title=title, title_align="left")
 
 
-def _claim_label(claim: dict[str, Any] | None) -> Text:
+def _claim_label(claim: dict[str, Any] | None, name: str) -> Text:
+    """What a feature stands for: its name, if it has one by construction, and what is claimed."""
+    text = Text(f"{clean(name, 60)}  " if name else "", style="bold")
     if claim is None:
-        return Text("no claim yet", style="dim")
+        return text if name else Text("no claim yet", style="dim")
     mark, colour = VERDICT_STYLE.get(claim.get("verdict", ""), ("?", ""))
-    text = Text(f"{mark} ", style=colour)
+    text.append(f"{mark} ", style=colour)
     text.append(clean(str(claim.get("label", "")), 120), style="")
     return text
 

@@ -64,6 +64,11 @@ class TranscoderLike(Protocol):
         """Width of y."""
         ...
 
+    @property
+    def feature_names(self) -> Mapping[int, str]:
+        """Names of features that have one by construction: attached probes."""
+        ...
+
 
 class Library(Protocol):
     """Where transcoders are found, by the policy they were trained on."""
@@ -93,11 +98,18 @@ class _Elsewhere:
     n_features: int = 0
     d_in: int = 0
     d_out: int = 0
+    feature_names: Mapping[int, str] = field(default_factory=dict)
 
     @classmethod
     def like(cls, transcoder: TranscoderLike) -> _Elsewhere:
-        """The name and the widths alone, without the tensors."""
-        return cls(transcoder.identity, transcoder.n_features, transcoder.d_in, transcoder.d_out)
+        """The names and the widths alone, without the tensors."""
+        return cls(
+            transcoder.identity,
+            transcoder.n_features,
+            transcoder.d_in,
+            transcoder.d_out,
+            transcoder.feature_names,
+        )
 
 
 @dataclass(slots=True)
@@ -607,6 +619,9 @@ def _hook_status(name: str, hook_point: _HookPoint) -> HookPointStatus:
             else None
         ),
         fvu_steps=hook_point.error_count,
+        feature_names={
+            str(index): name for index, name in hook_point.transcoder.feature_names.items()
+        },
     )
 
 

@@ -44,6 +44,8 @@ class HeldTranscoder:
     d_out: int
     transcoder: Transcoder
     weights: EncoderWeights
+    feature_names: Mapping[int, str]
+    """Of features that are attached probes."""
 
 
 def hold(entry: TranscoderEntry) -> HeldTranscoder:
@@ -53,7 +55,8 @@ def hold(entry: TranscoderEntry) -> HeldTranscoder:
         UserError: when it is gone.
         CorruptFileError: when its files are not what its description says.
     """
-    transcoder = entry.load().transcoder
+    loaded = entry.load()
+    transcoder = loaded.transcoder
     if transcoder.identity != entry.identity:
         raise CorruptFileError(
             f"{entry.path} says that it is transcoder {entry.identity} and holds "
@@ -67,6 +70,7 @@ def hold(entry: TranscoderEntry) -> HeldTranscoder:
         config.d_out,
         transcoder,
         weights_of(transcoder),
+        loaded.provenance.feature_names(),
     )
 
 

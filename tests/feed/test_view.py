@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from interlatent_live.feed.documents import HookPointStatus
 from interlatent_live.feed.state import FeedState
 from interlatent_live.feed.view import VERDICT_STYLE, clean, render, room_for
 from tests.support.feeds import (
@@ -103,3 +104,17 @@ def test_a_feature_of_another_transcoder_has_no_claim():
     other = claim(address=f"hidden.1/3@{HASH[:-1]}0")
     state.on_document(claims_document([other]))
     assert "no claim yet" in shown(state)
+
+
+def test_a_probe_is_shown_by_its_name_with_and_without_a_claim():
+    hook = HookPointStatus(
+        "hidden.1", HASH, 256, 0.0007, 0.0018, 1000, {"3": "probe: terminated within 1 s"}
+    )
+    state = full_state()
+    state.on_document(agents_document(hook_points=[hook]))
+    line = next(line for line in shown(state).splitlines() if "hidden.1/3" in line)
+    assert "probe: terminated within 1 s  ✓ pole" in line
+    state.on_document(claims_document([]))
+    line = next(line for line in shown(state).splitlines() if "hidden.1/3" in line)
+    assert "probe: terminated within 1 s" in line
+    assert "no claim yet" not in line

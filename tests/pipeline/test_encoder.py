@@ -1,4 +1,4 @@
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
@@ -29,6 +29,7 @@ class FakeTranscoder:
     n_features: int = 4
     d_in: int = 2
     d_out: int = 2
+    feature_names: dict[int, str] = field(default_factory=dict)
 
 
 class FakeLibrary:
@@ -301,3 +302,15 @@ def test_versions_never_mix_never_go_back_and_lose_no_row(events, max_rows):
     for source, messages in sent.items():
         found = [(len(one.steps), one.transcoders) for one in out[source]]
         assert found == messages
+
+
+def test_names_of_probes_are_published_with_their_hook_point():
+    library = FakeLibrary(a=None)
+    library.held[POLICY, "a"] = FakeTranscoder("sha256:a", feature_names={3: "probe: falls"})
+    encoder = EncoderCore(library, encode, clock=lambda: SECOND_NS)
+    encoder.admit("s", manifest())
+    (hook,) = encoder.agents()[0].hook_points
+    assert hook.feature_names == {"3": "probe: falls"}
+    encoder.goodbye("s", 0)
+    (hook,) = encoder.agents()[0].hook_points
+    assert hook.feature_names == {"3": "probe: falls"}

@@ -72,6 +72,8 @@ def test_the_encoder_serves_a_probe_whose_value_is_its_log_odds_above_the_thresh
     library = FolderLibrary([folder / "served"])
     held = library.find(policy.policy_hash, HOOK)
     assert held.n_features == 34
+    assert held.feature_names[32] == f"probe: {TARGET}"
+    assert sorted(held.feature_names) == [32, 33]
     rows = ActivationDataset(folder / "data").load(HOOK)
     x, y = rows.x[:3000], rows.y[:3000]
     encode = LibraryEncode(PreparedEncoders(CpuBackend(), limit_bytes=1 << 24))
