@@ -19,6 +19,7 @@ import numpy as np
 from interlatent_live.errors import UserError
 from interlatent_live.explanations.claims import Claim, MeasuredEffect, claim_counts, claim_json
 from interlatent_live.explanations.clauses import kept_clauses, prune
+from interlatent_live.explanations.decayed import DEFAULT_HALF_LIFE, DecayedCounts, RecentScores
 from interlatent_live.explanations.evidence import DEFAULT_LIMIT_BYTES, Evidence, EvidenceStore
 from interlatent_live.explanations.narrator import WINDOWS, Narrator, Sentence
 from interlatent_live.explanations.nulls import NullKind, NullModel, NullResult
@@ -75,6 +76,8 @@ class ExplainerConfig:
     limit_bytes: int = DEFAULT_LIMIT_BYTES
     block_steps: int | None = None
     false_withdrawals_per_million: float = FALSE_WITHDRAWALS_PER_MILLION
+    half_life: float = DEFAULT_HALF_LIFE
+    """Scored rows after which a row counts half in what is said of a claim as of late."""
     narration_windows: tuple[int, ...] = WINDOWS
 
 
@@ -112,6 +115,7 @@ class Explainer:
         self._ledger_ns: dict[int, int] = {}
         self._looked: dict[int, tuple[int, NullResult]] = {}
         self._watches: dict[int, Watch] = {}
+        self._recent: dict[int, DecayedCounts] = {}
         self._alarm = ""
         self._transcoder_hash = ""
         self._truths: dict[Predicate, Truth] = {}
@@ -172,7 +176,7 @@ class Explainer:
                 kind=self.config.null,
             )
         self._claims, self._looked, self._watches, self._ledger_ns = {}, {}, {}, {}
-        self._challengers = {}
+        self._challengers, self._recent = {}, {}
         for rule in rules:
             self.adopt(rule.feature, state_rule(rule), now_ns)
         return self.claims
@@ -217,6 +221,7 @@ class Explainer:
         self._claims[feature] = claim
         self._ledger_ns[feature] = int(now_ns)
         self._watches.pop(feature, None)
+        self._recent.pop(feature, None)
         return claim
 
     def challenge(self, feature: int, draft: Draft, now_ns: int) -> Claim:
@@ -393,6 +398,7 @@ class Explainer:
             if feature < held_out.n_features:
                 claim = replace(claim, density=float(coverage.density[feature]))
             if claim.predicate is not None:
+                self._note_recent(claim.predicate, feature, held_out)
                 claim = self._scored(claim, held_out)
             self._claims[feature] = claim
         null = self._look(held_out, since, last=last)
@@ -403,6 +409,18 @@ class Explainer:
             claim = self._with_p(claim, null)
             self._claims[feature] = self._judged(claim, held_out, now_ns, stale or self._alarm)
         self._truths = {}
+
+    def _note_recent(self, predicate: Predicate, feature: int, held_out: Evidence) -> None:
+        if len(held_out) and feature < held_out.n_features:
+            counts = self._recent.get(feature, DecayedCounts(self.config.half_life))
+            holds = self._truth(predicate, held_out).holds
+            until = int(held_out.time_ns.max())
+            self._recent[feature] = counts.after(held_out, feature, holds, until)
+
+    def recent(self, feature: int) -> RecentScores | None:
+        """What the newest rows say of a feature's claim; None before any were scored."""
+        counts = self._recent.get(feature)
+        return None if counts is None else counts.scores()
 
     def _rescore_challenger(
         self, claim: Claim, evidence: Evidence, now_ns: int, *, last: bool, stale: str
@@ -425,6 +443,7 @@ class Explainer:
             )
             self._ledger_ns[feature] = claim.created_ns
             self._watches.pop(feature, None)
+            self._recent.pop(feature, None)
         self._truths = {}
 
     def _beats(self, claim: Claim, held_out: Evidence) -> bool:

@@ -179,6 +179,9 @@ def test_a_claim_that_stops_holding_is_withdrawn_and_the_others_stay(stream):
     assert after[0] is Verdict.STALE
     assert "withdrawn" in explainer.claims[0].reason
     assert after[1:] == before[1:]
+    intact, fallen = explainer.recent(1), explainer.recent(0)
+    assert intact.balanced_accuracy.value > 0.9 > fallen.balanced_accuracy.value
+    assert explainer.recent(10**6) is None
     verdicts = [event.verdict for event in explainer.claims[0].history]
     assert verdicts == [Verdict.PENDING, Verdict.VERIFIED, Verdict.STALE]
 
