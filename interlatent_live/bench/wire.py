@@ -32,7 +32,7 @@ from interlatent_live.stream import (
 from interlatent_live.wire.clock import read_clock
 from interlatent_live.wire.codec import decode, encode, encode_steps
 from interlatent_live.wire.keys import ClientKeys, KeyDirectory, KeyRole, ServerKeys
-from interlatent_live.wire.receiver_link import Asked, Deliver, ReceiverHub, Reply
+from interlatent_live.wire.receiver_link import Asked, Deliver, ReceiverConfig, ReceiverHub, Reply
 from interlatent_live.wire.security import (
     Authenticator,
     Domain,
@@ -66,6 +66,9 @@ METRICS: Final = 12
 AGENT: Final = "bench"
 SHARE: Final = 0.7
 WARMUP: Final = 0.3
+WINDOW: Final = 32 * 2**20
+"""Credit in bytes, 800 messages: the queues of the bare sockets hold 2,000, and with much less the
+figure would be of how long the scheduler lets a process wait."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +104,7 @@ def run(*, quick: bool = False) -> BenchReport:
         notes=(
             f"a message is {STEPS} steps in {len(_frames()[1])} bytes",
             f"medians over {rounds} interleaved rounds of {seconds} s",
+            f"credit of {WINDOW >> 20} MiB; the queues of bare pyzmq hold 2,000 messages",
         ),
     )
 
@@ -262,7 +266,8 @@ class _Receiver:
 
     def __init__(self, socket: zmq.Socket[bytes], *, protected: bool) -> None:
         self.messages = 0
-        self.hub = ReceiverHub(speaks_for=speaks_for)
+        config = ReceiverConfig(window_bytes=WINDOW, total_bytes=2 * WINDOW)
+        self.hub = ReceiverHub(config, speaks_for=speaks_for)
         self._socket = socket
         self._protected = protected
 

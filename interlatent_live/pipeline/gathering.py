@@ -21,7 +21,12 @@ ROWS: Final = 256
 """A run's rows go on as soon as they are so many: from there on a message costs nothing beside its
 rows."""
 DELAY_NS: Final = 50_000_000
-"""Longest wait of a row for others."""
+"""Longest wait of a row for others, while few runs wait."""
+FEW: Final = 32
+"""Up to so many runs. Each of more brings a smaller share of what a consumer can take, and so few
+rows that they wait for more of them, in proportion."""
+LONGEST: Final = 4
+"""Times as long at most."""
 
 
 @dataclass(slots=True)
@@ -75,15 +80,19 @@ class Gatherer:
         """What has waited long enough."""
         while self._waiting:
             boot_id, oldest = next(iter(self._waiting.items()))
-            if oldest.since_ns + self._delay_ns > now_ns:
+            if oldest.since_ns + self._delay() > now_ns:
                 return
             yield self._take(boot_id)
 
     def next_due_ns(self) -> int | None:
         """When :meth:`due` next has something; ``None`` when nothing waits."""
         for oldest in self._waiting.values():
-            return oldest.since_ns + self._delay_ns
+            return oldest.since_ns + self._delay()
         return None
+
+    def _delay(self) -> int:
+        runs = min(LONGEST * FEW, max(FEW, len(self._waiting)))
+        return self._delay_ns * runs // FEW
 
     def flush(self, boot_id: str | None = None) -> Iterator[FeatureBatch]:
         """What waits of one run, or of all."""

@@ -90,6 +90,18 @@ def test_rows_of_a_run_become_one_batch_and_wait_no_longer_than_told():
     assert list(gatherer.flush("a")) == []
 
 
+def test_with_many_runs_each_waits_longer_and_none_beyond_four_times():
+    gatherer = Gatherer(1 << 30, delay_ns=50)
+    for number in range(64):
+        assert list(gatherer.add(batch(f"run{number}", 0, 1), 0)) == []
+    assert gatherer.next_due_ns() == 100
+    assert list(gatherer.due(99)) == []
+    for number in range(64, 1000):
+        assert list(gatherer.add(batch(f"run{number}", 0, 1), 0)) == []
+    assert gatherer.next_due_ns() == 200
+    assert len(list(gatherer.due(200))) == 1000
+
+
 def test_another_version_begins_another_batch():
     gatherer = Gatherer(1 << 20)
     assert list(gatherer.add(batch("a", 0, 3), 0)) == []
