@@ -149,7 +149,7 @@ class Courier:
         now = read_clock()
         for sender in coming:
             self._senders.append(sender)
-            self._guard(sender, sender.begin, self._connection(sender, now), now)
+            self._guard(sender, self._begin, sender, now)
         for connection in self._connections.values():
             try:
                 connection.turn(now)
@@ -193,14 +193,14 @@ class Courier:
         together = min(LONGEST_S, PERIOD_S * busiest * PERIOD_S / FULL_ROWS)
         return max(PERIOD_S, min(longest, max(together, REST * used)))
 
-    def _connection(self, sender: Sender, now: Now) -> Connection:
+    def _begin(self, sender: Sender, now: Now) -> None:
         key = sender.endpoint, sender.keys, sender.lossless
         connection = self._connections.get(key)
         if connection is None:
-            connection = Connection(self._context, *key)
-            self._connections[key] = connection
-            connection.carry_out(connection.link.start(now))
-        return connection
+            connection = self._connections[key] = Connection(self._context, *key)
+            # Without a socket (no descriptor left, say) the link tries again later.
+            self._guard(sender, connection.carry_out, connection.link.start(now))
+        sender.begin(connection, now)
 
 
 class Connection:

@@ -8,7 +8,9 @@ import time
 import numpy as np
 
 from interlatent_live import Tap
+from interlatent_live.agent import courier
 from interlatent_live.stream import HookPointSpec
+from interlatent_live.wire.sockets import connect_dealer
 
 from .service import Service, until
 
@@ -117,3 +119,22 @@ def test_an_error_in_the_metrics_of_one_tap_is_that_tap_s(monkeypatch):
         assert bad.stats().link.acknowledged == 51
         assert "broken" in bad.stats().link.last_error
         assert good.stats().link.last_error == ""
+
+
+def test_a_socket_that_cannot_be_had_is_tried_for_again(monkeypatch):
+    made = []
+
+    def failing(*given, **named):
+        made.append(given)
+        if len(made) == 1:
+            raise OSError("too many open files")
+        return connect_dealer(*given, **named)
+
+    monkeypatch.setattr(courier, "connect_dealer", failing)
+    with Service() as service:
+        tap = make(service.endpoint, max_age_s=30.0)
+        publish(tap, 20)
+        assert until(lambda: tap.stats().link.acknowledged == 20, 15)
+        tap.close()
+    assert len(made) == 2
+    assert tap.stats().link.lost == {}
