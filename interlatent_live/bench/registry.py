@@ -19,6 +19,7 @@ BENCHES: Final[dict[str, str]] = {
     "hook": "interlatent_live.bench.hook:run",
     "narration": "interlatent_live.bench.narration:run",
     "pipeline": "interlatent_live.bench.pipeline:run",
+    "shadow": "interlatent_live.bench.shadow:run",
     "soak": "interlatent_live.bench.chaos.soak:run",
     "train": "interlatent_live.bench.train:run",
     "wire": "interlatent_live.bench.wire:run",

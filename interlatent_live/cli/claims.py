@@ -11,7 +11,7 @@ from interlatent_live.cli.options import ConfigOption, SetOption, resolve_option
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from interlatent_live.client import Claim, ClaimText, ConsoleClient, Version
+    from interlatent_live.client import Claim, ClaimText, ConsoleClient, Recent, Version
     from interlatent_live.errors import UserError
 
 app = typer.Typer(
@@ -255,6 +255,7 @@ def _text_rows(text: ClaimText) -> list[tuple[str, str]]:
         ("predicate", text.predicate or "none: the writer abstained"),
         ("verdict", f"{text.verdict}: {text.reason}"),
         ("accuracy", f"{_accuracy(text)} on {seen}"),
+        *_recent(text.recent),
         ("writer", text.writer),
     ]
     if text.precision is not None:
@@ -264,6 +265,14 @@ def _text_rows(text: ClaimText) -> list[tuple[str, str]]:
         rows.append(("but", f"the rule {text.best_rule} does better: {better}"))
     rows += [("wording", f"{one['text']} ({one['support']})") for one in text.clauses]
     return rows
+
+
+def _recent(recent: Recent | None) -> list[tuple[str, str]]:
+    if recent is None or recent.balanced_accuracy is None:
+        return []
+    low, high = _two(recent.balanced_accuracy_lo), _two(recent.balanced_accuracy_hi)
+    worth = f"{recent.effective_units:.0f} episodes' worth of the newest rows"
+    return [("lately", f"{recent.balanced_accuracy:.2f} [{low}, {high}] on {worth}")]
 
 
 def _version(one: Version) -> str:

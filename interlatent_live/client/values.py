@@ -38,6 +38,18 @@ class Run(msgspec.Struct, frozen=True):
         return tuple(one["name"] for one in self.document.get("hook_points", ()))
 
 
+class Recent(msgspec.Struct, frozen=True):
+    """What the newest rows say of a claim; older rows count less, half after ``half_life_rows``."""
+
+    balanced_accuracy: float | None
+    balanced_accuracy_lo: float | None
+    balanced_accuracy_hi: float | None
+    precision: float | None
+    half_life_rows: float
+    effective_rows: float
+    effective_units: float
+
+
 class ClaimText(msgspec.Struct, frozen=True):
     """What is said of a feature, and what the stream says of that."""
 
@@ -63,6 +75,7 @@ class ClaimText(msgspec.Struct, frozen=True):
     best_rule_balanced_accuracy: float | None = None
     loses_to_its_rule: bool = False
     clauses: list[dict[str, str]] = []
+    recent: Recent | None = None
     challenger: ClaimText | None = None
     """A person's claim about the same feature that is being checked beside this one."""
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from interlatent_live.explanations.requests import Answer, Request
 
 MOST_WAITING = 16
+WITHIN_S = 25.0
+"""The explainer answers between two units of work, and a long run makes those long."""
 
 
 class NotAnsweredError(UserError):
@@ -32,7 +34,7 @@ class Asking:
         self._waiting: dict[str, Future[Answer]] = {}
         self._out: queue.SimpleQueue[Request] = queue.SimpleQueue()
 
-    def ask(self, request: Request, timeout_s: float = 10.0) -> Answer:
+    def ask(self, request: Request, timeout_s: float = WITHIN_S) -> Answer:
         """Wait for the answer to a request.
 
         Raises:

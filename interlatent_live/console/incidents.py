@@ -17,9 +17,6 @@ if TYPE_CHECKING:
     from interlatent_live.console.asking import Asking
     from interlatent_live.store import ClaimStore
 
-WITHIN_S = 25.0
-"""Longest that one hook point may take: a long run has many rows to go through."""
-
 Text = Annotated[str, Query(max_length=256)]
 
 
@@ -48,7 +45,7 @@ def router(
         found: list[dict[str, Any]] = []
         for name in [hook_point] if hook_point else known:
             look = LookBack(secrets.token_hex(8), now_ns(), run_id, name, env, episode, window)
-            answer = asking.ask(look, WITHIN_S)
+            answer = asking.ask(look)
             if isinstance(answer, Refused):
                 raise HTTPException(503 if answer.why == "busy" else 404, answer.message)
             if not isinstance(answer, IncidentFound):

@@ -649,11 +649,30 @@ class Explainer:
                 "address": str(claim.address),
                 "density": claim.density,
                 "eligible": str(claim.address) in eligible,
-                "claim": {**claim_json(claim), "challenger": self._challenger_json(claim)},
+                "claim": {
+                    **claim_json(claim),
+                    "recent": self._recent_json(claim),
+                    "challenger": self._challenger_json(claim),
+                },
             }
             for claim in self.claims
         ]
         return {"features": features, "claims": claim_counts(self.claims, live, eligible)}
+
+    def _recent_json(self, claim: Claim) -> dict[str, float | None] | None:
+        recent = self.recent(claim.address.index)
+        if recent is None:
+            return None
+        accuracy = recent.balanced_accuracy
+        return {
+            "balanced_accuracy": accuracy.value,
+            "balanced_accuracy_lo": accuracy.low,
+            "balanced_accuracy_hi": accuracy.high,
+            "precision": recent.precision.value,
+            "half_life_rows": recent.half_life,
+            "effective_rows": recent.effective_rows,
+            "effective_units": recent.effective_units,
+        }
 
     def _challenger_json(self, claim: Claim) -> dict[str, Any] | None:
         found = self._challengers.get(claim.address.index)

@@ -32,6 +32,11 @@ def console(state):
             claim(index, verdict, feature=index, version=0, created_ns=5, **WRITTEN)
             for index, verdict in enumerate(["weak", "verified", "abstained"])
         ]
+        shown[1]["recent"] = {
+            "balanced_accuracy": 0.71, "balanced_accuracy_lo": 0.6, "balanced_accuracy_hi": 0.8,
+            "precision": 0.5, "half_life_rows": 20_000.0, "effective_rows": 100.0,
+            "effective_units": 12.4,
+        }  # fmt: skip
         shown[0]["label"] = "[bold]not markup[/bold] " + "long " * 40
         one.store.take(claims_document(shown))
         yield one
@@ -69,6 +74,7 @@ def test_a_claim_is_shown_by_its_id_or_its_address(run):
     by_id = good(run("claims", "show", one["id"]))
     assert good(run("claims", "show", one["address"])) == by_id
     assert "pole_angle > 0.02" in by_id
+    assert "0.71 [0.60, 0.80] on 12 episodes' worth of the newest rows" in " ".join(by_id.split())
     missing = run("claims", "show", "nothing")
     assert isinstance(missing.exception, UserError)
     assert "there is no claim nothing" in str(missing.exception)

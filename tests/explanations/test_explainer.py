@@ -103,6 +103,10 @@ def test_the_report_is_json_with_the_contract_s_names(live):
         "best_rule_balanced_accuracy",
         "writer",
     } <= set(claim)
+    recent = claim["recent"]
+    assert recent["balanced_accuracy_lo"] <= recent["balanced_accuracy"] <= 1
+    assert 0 < recent["effective_units"] <= claim["episodes_heldout"]
+    assert report["features"][-1]["claim"]["recent"] is None, "nothing is predicted of it"
     totals = report["claims"]
     assert totals["verified"] == 6
     assert totals["abstained"] == 4
