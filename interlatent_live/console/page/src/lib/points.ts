@@ -107,12 +107,41 @@ export class History {
     }
   }
 
-  /** A column in time's order, up to point number `total`; gaps between episodes become NaN. */
-  ordered(column: Float32Array | Float64Array, until: number): Float64Array {
-    const n = Math.min(until, this.size);
-    const out = new Float64Array(n);
-    for (let i = 0; i < n; i++) out[i] = column[(until - n + i) % this.size]!;
-    return out;
+  /**
+   * The last points of a column as a line of at most `columns` pairs: of each run of points its
+   * smallest and its largest, in the order they came, so that no spike is lost that a pixel could
+   * show. Runs begin at multiples of their length, so that the line does not flicker as it moves.
+   * Times are seconds before the newest point.
+   */
+  outline(column: Float32Array, columns: number): [Float64Array, Float64Array] {
+    const n = this.length;
+    const run = Math.max(1, Math.ceil(n / columns));
+    const times: number[] = [];
+    const values: number[] = [];
+    const end = n === 0 ? 0 : this.time[(this.total - 1) % this.size]!;
+    let i = this.total - n;
+    while (i < this.total) {
+      const stop = Math.min(this.total, i - (i % run) + run);
+      let low = -1;
+      let high = -1;
+      for (; i < stop; i++) {
+        const value = column[i % this.size]!;
+        if (Number.isNaN(value)) continue;
+        if (low < 0 || value < column[low]!) low = i % this.size;
+        if (high < 0 || value > column[high]!) high = i % this.size;
+      }
+      if (low < 0) {
+        times.push((this.time[(stop - 1) % this.size]! - end) / 1000);
+        values.push(NaN);
+        continue;
+      }
+      const first = this.time[low]! <= this.time[high]! ? low : high;
+      for (const at of low === high ? [low] : [first, low + high - first]) {
+        times.push((this.time[at]! - end) / 1000);
+        values.push(column[at]!);
+      }
+    }
+    return [Float64Array.from(times), Float64Array.from(values)];
   }
 
   /** The newest activation of every feature that is on at point `number`. */
