@@ -64,9 +64,9 @@ _EPISODE_SHARE: Final = 0.5
 _REMEMBERED: Final = 256
 """Episodes, and moments, that are remembered; older ones have ended."""
 _PRIOR_FAILURES: Final = 10.0
-_PRIOR_WITHIN: Final = 0.3
+_PRIOR_WITHIN: Final = 0.2
 _PRIOR_ACROSS: Final = 0.1
-_LEAST_WITHIN: Final = 0.1
+_LEAST_WITHIN: Final = 0.05
 _LEAST_ACROSS: Final = 0.02
 _MOST_CORRELATION: Final = 0.8
 _PRIOR_EVENTS: Final = 8.0

@@ -9,6 +9,7 @@ from interlatent_live.bench import narration as bench
 from interlatent_live.bench.scenes import CARTPOLE, HOOK, Stage
 from interlatent_live.explanations.claims import Claim
 from interlatent_live.explanations.predicates import parse
+from interlatent_live.explanations.scores import score
 from interlatent_live.stream import FeatureAddress
 
 
@@ -58,6 +59,29 @@ def test_truth_is_that_of_all_later_episodes(stage):
     assert bench.truth_of(silent, evidence) == "broken"
     always = claim(evidence, feature, "cart_position > -100")
     assert bench.truth_of(always, evidence) == "broken"
+
+
+def test_what_always_fails_can_be_told_soon_and_what_holds_never(stage):
+    evidence = stage.evidence(16, 40)
+    feature = int(np.argmax(np.where(evidence.density() < 0.4, evidence.density(), 0)))
+
+    def soonest(text, recall):
+        one = claim(evidence, feature, text)
+        found = score(evidence, feature, one.predicate)
+        before = replace(found, recall=recall, firings=found.on_rows)
+        return bench._soonest(replace(one, scores=before), evidence)
+
+    # Nobody fires: no bout of the predicate has to be waited for.
+    assert soonest("cart_position > 100", 0.95) == 0
+    mostly = soonest("cart_position > -100", 0.95)
+    assert 0 < mostly < np.inf
+
+
+def test_shares_count_what_fell_in_time():
+    fates = [bench._Fate("broken", delay) for delay in (10, 30, 80, None)]
+    assert bench._share(fates, 30) == 0.5
+    assert bench._share(fates) == 0.75
+    assert bench._share([]) == 0.0
 
 
 def test_other_weights_are_refused():

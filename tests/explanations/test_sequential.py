@@ -152,7 +152,7 @@ def test_correlation_is_learned_from_the_past_and_drawn_to_a_prior():
     apart = random_events(random, 4000, 0.7)
     assert promise_of(apart, 0.3).within < 0.15
     flawless = promise_of(events([True] * 400), 0.3)
-    assert flawless.within == 0.3
+    assert flawless.within == 0.2
     assert flawless.by_phase[-1] == 0.3
 
 
