@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +15,8 @@ EnvOption = Annotated[
     str, typer.Option(help="CartPole-v1 or LunarLander-v3 (needs the extra box2d).")
 ]
 HEADLESS_STEPS = 24_000
+DISPLAYS = {"DISPLAY", "WAYLAND_DISPLAY"}
+"""What the environment has where there is a desktop; elsewhere a browser would take the terminal."""
 
 
 def demo(
@@ -41,6 +44,13 @@ def demo(
     seed: Annotated[
         int | None, typer.Option(help="Seed of starts and pushes; fixed by default.", min=0)
     ] = None,
+    open_page: Annotated[
+        bool | None,
+        typer.Option(
+            "--open/--no-open",
+            help="Open the console's page in a browser. [default: where there is a desktop]",
+        ),
+    ] = None,
     config: ConfigOption = None,
     assign: SetOption = None,
 ) -> None:
@@ -48,8 +58,9 @@ def demo(
 
     Starts the encoder, correlator, explainer and console as processes of their own and an agent in
     several copies of its environment. Claims are proposed from a recording that comes with the
-    package and verified only on the episodes you see. No key, no network, no GPU needed. Look from
-    another terminal with `interlatent-live watch`. Ctrl-C ends everything.
+    package and verified only on the episodes you see. No key, no network, no GPU needed. Look at
+    the console's page, whose address is shown, or from another terminal with
+    `interlatent-live watch`. Ctrl-C ends everything.
     """
     from interlatent_live.demo.report import summary_lines
     from interlatent_live.demo.run import (
@@ -67,7 +78,10 @@ def demo(
     if headless and steps is None:
         steps = HEADLESS_STEPS
     options = DemoOptions(env=env, steps=steps, copies=copies, hz=hz, seed=seed)
-    with PlainScreen(options) if headless else LiveScreen(options, settings) as screen:
+    if open_page is None:
+        open_page = sys.stdout.isatty() and bool(DISPLAYS & os.environ.keys())
+    watched = LiveScreen(options, settings, open_page=open_page)
+    with PlainScreen(options) if headless else watched as screen:
         try:
             report = run_demo(options, settings, screen)
         except KeyboardInterrupt:

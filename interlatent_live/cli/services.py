@@ -92,9 +92,10 @@ def up(config: ConfigOption = None, assign: SetOption = None) -> None:
             for spec in specs:
                 engine.start(spec)
             wait_ready(engine, [spec.name for spec in specs], timeout_s=120.0)
-            print(f"up: agents connect to {settings.endpoints.agents}; look with")
+            print(f"up: agents connect to {settings.endpoints.agents}; look at")
+            print(f"  http://{settings.console.http}")
+            print("or in a terminal with")
             print("  interlatent-live watch")
-            print(f"or over HTTP: http://{settings.console.http}/api/v1 (docs/api.md)")
             print("Ctrl-C stops everything", flush=True)
             wait_until_one_fails(engine)
         except KeyboardInterrupt:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import webbrowser
 from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
@@ -22,13 +23,20 @@ REDRAW_EVERY_S = 0.25
 
 
 class LiveScreen:
-    """The terminal view, redrawn in place four times a second."""
+    """The terminal view, redrawn in place four times a second.
 
-    def __init__(self, options: DemoOptions, settings: Settings) -> None:
+    Args:
+        options: what the user chose.
+        settings: whose feeds are shown.
+        open_page: whether a browser is asked to show the console's page as well.
+    """
+
+    def __init__(self, options: DemoOptions, settings: Settings, *, open_page: bool) -> None:
         self._console = Console()
         self._live = Live(console=self._console, auto_refresh=False)
         self._options = options
         self._settings = settings
+        self._open_page = open_page
         self._drawn = 0.0
 
     def __enter__(self) -> Self:
@@ -54,8 +62,10 @@ class LiveScreen:
         self._live.update(message, refresh=True)
 
     def up(self, url: str) -> None:
-        """Leave the console's address above the screen."""
+        """Leave the console's address above the screen, and open its page if wanted."""
         self._live.console.print(_console_line(url), highlight=False)
+        if self._open_page:
+            webbrowser.open(url)
 
     def update(self, state: FeedState) -> None:
         """Redraw, if it is time."""
@@ -115,4 +125,4 @@ class PlainScreen:
 
 
 def _console_line(url: str) -> str:
-    return f"console: {url}/api/v1 (docs/api.md)"
+    return f"console: {url}"
