@@ -441,7 +441,7 @@ def _collect_live(
 
     from rich.progress import Progress
 
-    from interlatent_live.transcoders.live import LiveAgents, collect_live
+    from interlatent_live.services.collecting import LiveAgents, collect_live
 
     keys = resolve_options(config, None).settings.security.keys
     stop = threading.Event()

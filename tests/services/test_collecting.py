@@ -16,10 +16,10 @@ import pytest
 import torch
 
 from interlatent_live.errors import UserError
+from interlatent_live.services.collecting import LiveAgents
 from interlatent_live.stream import HookPointSpec, Manifest
 from interlatent_live.transcoders.acting import acting_policy
 from interlatent_live.transcoders.dataset import MANIFEST_FILE, ActivationDataset
-from interlatent_live.transcoders.live import LiveAgents
 from interlatent_live.wire.messages import Hello
 from interlatent_live.wire.receiver_link import Asked
 
