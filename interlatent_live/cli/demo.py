@@ -16,7 +16,7 @@ EnvOption = Annotated[
 ]
 HEADLESS_STEPS = 24_000
 DISPLAYS = {"DISPLAY", "WAYLAND_DISPLAY"}
-"""What the environment has where there is a desktop; elsewhere a browser would take the terminal."""
+"""One of them is set where there is a desktop; elsewhere a browser would take the terminal."""
 
 
 def demo(
@@ -80,8 +80,10 @@ def demo(
     options = DemoOptions(env=env, steps=steps, copies=copies, hz=hz, seed=seed)
     if open_page is None:
         open_page = sys.stdout.isatty() and bool(DISPLAYS & os.environ.keys())
-    watched = LiveScreen(options, settings, open_page=open_page)
-    with PlainScreen(options) if headless else watched as screen:
+    screen = (
+        PlainScreen(options) if headless else LiveScreen(options, settings, open_page=open_page)
+    )
+    with screen:
         try:
             report = run_demo(options, settings, screen)
         except KeyboardInterrupt:
