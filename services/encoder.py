@@ -153,7 +153,7 @@ class EncoderShell:
         while not self._runtime.stopping:
             self._runtime.beat()
             self._poll()
-            for received in self._agents.receive():
+            for received in self._agents.receive(self._core.has_room):
                 self._on_received(received)
             for received in self._agents.tick():
                 self._on_received(received)

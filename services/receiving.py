@@ -18,7 +18,7 @@ from interlatent_live.wire.security import Domain, speaks_for
 from interlatent_live.wire.sockets import receive_from, send_to
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from interlatent_live.services.network import Network
     from interlatent_live.wire.receiver_link import Asked, Deliver, Detached, Ended, HubInstruction
@@ -52,9 +52,15 @@ class RowReceiver:
         self._expel_at = 0.0
         self.socket = network.router(endpoint, setting, domain)
 
-    def receive(self) -> Iterator[Received]:
-        """What arrived: hellos to answer, rows to process, streams that went or ended."""
+    def receive(self, has_room: Callable[[], bool] = lambda: True) -> Iterator[Received]:
+        """What arrived: hellos to answer, rows to process, streams that went or ended.
+
+        ``has_room`` is asked before each message; without room the rest waits in the socket, and
+        senders soon for their credit.
+        """
         for _ in range(MESSAGES_PER_TURN):
+            if not has_room():
+                return
             received = receive_from(self.socket, protected=self._network.protected)
             if received is None:
                 return

@@ -481,6 +481,10 @@ class EncoderCore:
                 agent.sum_up()
         return batch
 
+    def has_room(self) -> bool:
+        """Whether to take in more now: half of the room is kept for what one message brings."""
+        return self._batcher.pending_rows * 2 < self._batcher.limits.max_pending_rows
+
     def next_ready_ns(self) -> int | None:
         """When :meth:`encode_ready` next has something to do."""
         return self._batcher.next_ready_ns()

@@ -209,6 +209,19 @@ def test_a_run_that_vanished_ends_is_counted_and_makes_room():
     assert one.retired() == ()
 
 
+def test_who_asks_for_room_first_loses_nothing():
+    encoder = core(BatchLimits(max_rows=4, quantum_rows=4, max_pending_rows=64))
+    encoder.admit("s", manifest())
+    taken = 0
+    while encoder.has_room():
+        assert encoder.submit("s", batch(8, first_seq=taken), 0)
+        taken += 8
+    assert taken == 16  # of two hook points: half of the room
+    assert sum(len(features.steps) for features in encoder.encode_ready(0)) == taken
+    assert encoder.has_room()
+    assert encoder.agents()[0].dropped_declared == {}
+
+
 def test_an_overloaded_encoder_declares_what_it_cannot_keep():
     encoder = core(BatchLimits(max_rows=4, quantum_rows=4, max_pending_rows=8))
     encoder.admit("s", manifest())
