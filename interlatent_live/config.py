@@ -263,6 +263,9 @@ class ExplainerSettings(_Section):
     money_limit: Annotated[float, Field(ge=0)] = 0.0
     """US dollars that may be spent on a paid API in one run."""
     request_timeout_s: Seconds = 20.0
+    second_opinion: bool = False
+    """Whether the language model is also told the words of each verified claim alone, and guesses
+    on which later steps the feature is on; costs four requests a claim."""
     narrate_every_s: Seconds = 4.0
     calibration: Path | None = None
     """Recording that claims are proposed from; none: they are proposed from early episodes."""

@@ -91,6 +91,12 @@ class ExplainerShell:
         options = settings.explainer
         self._log = get_logger("services.explainer")
         self._words = WriterThread(options) if options.writer != "builtin" else None
+        self._second_opinion = options.second_opinion
+        if self._second_opinion and self._words is None:
+            raise UserError(
+                "explainer.second_opinion needs a language model: set explainer.writer to openai "
+                "or anthropic, or leave it out"
+            )
         self.writer = self._words.name if self._words else "built-in (no LLM)"
         recordings = () if options.calibration is None else (options.calibration,)
         self._core = ExplainerCore(
@@ -230,3 +236,15 @@ class ExplainerShell:
         for run_id, hook_point, profile, weight in self._core.profiles_to_write(PROFILES_AT_ONCE):
             key = (run_id, hook_point, profile.address.index)
             self._words.ask(key, profile, importance=weight)
+        if self._second_opinion:
+            self._opinions_in_and_out(self._words)
+
+    def _opinions_in_and_out(self, words: WriterThread) -> None:
+        for (run_id, hook_point, feature), version, found in words.opinions():
+            self._core.note_opinion(run_id, hook_point, feature, version, found)
+        if words.judging:
+            return
+        wanted = self._core.claim_to_judge()
+        if wanted is not None:
+            run_id, hook_point, claim, held_out = wanted
+            words.judge((run_id, hook_point, claim.address.index), claim, held_out)

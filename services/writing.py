@@ -15,14 +15,18 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from interlatent_live.explanations.budget import Budget, Limits
+from interlatent_live.explanations.budget import Budget, BudgetError, Limits
+from interlatent_live.explanations.detection import Detection, detect
 from interlatent_live.explanations.scheduling import DraftCache, WriterQueue
-from interlatent_live.explanations.writers import Usage, make_writer
+from interlatent_live.explanations.scores import Interval
+from interlatent_live.explanations.writers import LlmWriter, Usage, make_writer
 from interlatent_live.feed.documents import ClaimCost, CostsDocument
 from interlatent_live.logs import get_logger
 
 if TYPE_CHECKING:
     from interlatent_live.config import ExplainerSettings
+    from interlatent_live.explanations.claims import Claim
+    from interlatent_live.explanations.evidence import Evidence
     from interlatent_live.explanations.profile import FeatureProfile
     from interlatent_live.explanations.writers import Draft
 
@@ -56,19 +60,26 @@ class WriterThread:
     def __init__(self, options: ExplainerSettings) -> None:
         self._log = get_logger("services.writing")
         self._budget = Budget(Limits(dollars=options.money_limit))
-        self._writer = make_writer(
+        writer = make_writer(
             options.writer,
             model=options.model,
             base_url=options.base_url,
             budget=self._budget,
             timeout_s=options.request_timeout_s,
         )
+        if not isinstance(writer, LlmWriter):
+            # The choice is wrong, not its type.
+            raise ValueError("only a language model needs a thread")  # noqa: TRY004
+        self._writer = writer
         self._loop = asyncio.new_event_loop()
         self._queue = WriterQueue()
         self._cache = DraftCache()
         self._keys: dict[str, Key] = {}
         self._under_way = 0
         self._done: deque[tuple[Key, Draft]] = deque()
+        self._to_judge: deque[tuple[Key, Claim, Evidence]] = deque()
+        self._opinions: deque[tuple[Key, int, Detection]] = deque()
+        self._judging = 0
         self._ledger = _Ledger()
         self._lock = threading.Lock()
         self._born, self._since_ns = time.monotonic(), time.time_ns()
@@ -110,6 +121,29 @@ class WriterThread:
         found = []
         while self._done:
             found.append(self._done.popleft())
+        return found
+
+    @property
+    def judging(self) -> int:
+        """Claims whose second opinion has not come yet."""
+        return self._judging
+
+    def judge(self, key: Key, claim: Claim, held_out: Evidence) -> None:
+        """Ask for a second opinion on a claim's words, once no profile waits to be worded."""
+
+        def put() -> None:
+            self._to_judge.append((key, claim, held_out))
+            self._next()
+
+        self._judging += 1
+        self._loop.call_soon_threadsafe(put)
+
+    def opinions(self) -> list[tuple[Key, int, Detection]]:
+        """Second opinions that came since the last call, with the version that they are of."""
+        found = []
+        while self._opinions:
+            found.append(self._opinions.popleft())
+        self._judging -= len(found)
         return found
 
     def costs(self) -> CostsDocument:
@@ -157,7 +191,12 @@ class WriterThread:
         while self._under_way < AT_ONCE:
             request = self._queue.take(time.monotonic())
             if request is None:
-                return
+                if not self._to_judge:
+                    return
+                self._under_way += 1
+                task = self._loop.create_task(self._judge(*self._to_judge.popleft()))
+                task.add_done_callback(self._ended)
+                continue
             key = self._keys.pop(request.key)
             known = self._cache.get(self.name, request.profile)
             if known is not None:
@@ -189,6 +228,15 @@ class WriterThread:
             self._log.warning("fell back", reason=draft.fallback_reason)
         self._cache.put(self.name, profile, draft)
         self._done.append((key, draft))
+
+    async def _judge(self, key: Key, claim: Claim, held_out: Evidence) -> None:
+        try:
+            found = await detect(self._writer, claim, held_out)
+        except BudgetError as error:
+            with self._lock:
+                self._ledger.refused["limit"] += 1
+            found = Detection(Interval(None, reason=str(error)), 0, 0, 0, self.name)
+        self._opinions.append((key, claim.version, found))
 
     async def _close(self) -> None:
         current = asyncio.current_task()

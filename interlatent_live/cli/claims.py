@@ -11,7 +11,14 @@ from interlatent_live.cli.options import ConfigOption, SetOption, resolve_option
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from interlatent_live.client import Claim, ClaimText, ConsoleClient, Recent, Version
+    from interlatent_live.client import (
+        Claim,
+        ClaimText,
+        ConsoleClient,
+        Recent,
+        SecondOpinion,
+        Version,
+    )
     from interlatent_live.errors import UserError
 
 app = typer.Typer(
@@ -256,6 +263,7 @@ def _text_rows(text: ClaimText) -> list[tuple[str, str]]:
         ("verdict", f"{text.verdict}: {text.reason}"),
         ("accuracy", f"{_accuracy(text)} on {seen}"),
         *_recent(text.recent),
+        *_opinion(text.second_opinion),
         ("writer", text.writer),
     ]
     if text.precision is not None:
@@ -273,6 +281,16 @@ def _recent(recent: Recent | None) -> list[tuple[str, str]]:
     low, high = _two(recent.balanced_accuracy_lo), _two(recent.balanced_accuracy_hi)
     worth = f"{recent.effective_units:.0f} episodes' worth of the newest rows"
     return [("lately", f"{recent.balanced_accuracy:.2f} [{low}, {high}] on {worth}")]
+
+
+def _opinion(found: SecondOpinion | None) -> list[tuple[str, str]]:
+    if found is None:
+        return []
+    low, high = _two(found.balanced_accuracy_lo), _two(found.balanced_accuracy_hi)
+    told = f"{_two(found.balanced_accuracy)} [{low}, {high}]"
+    if found.reason:
+        told = found.reason
+    return [("by words", f"{found.judge} tells on from off: {told}")]
 
 
 def _version(one: Version) -> str:

@@ -50,6 +50,19 @@ class Recent(msgspec.Struct, frozen=True):
     effective_units: float
 
 
+class SecondOpinion(msgspec.Struct, frozen=True):
+    """How well a language model tells on from off, told a claim's words alone."""
+
+    judge: str
+    balanced_accuracy: float | None
+    balanced_accuracy_lo: float | None
+    balanced_accuracy_hi: float | None
+    reason: str | None
+    steps: int
+    answers: int
+    failed: int
+
+
 class ClaimText(msgspec.Struct, frozen=True):
     """What is said of a feature, and what the stream says of that."""
 
@@ -76,6 +89,7 @@ class ClaimText(msgspec.Struct, frozen=True):
     loses_to_its_rule: bool = False
     clauses: list[dict[str, str]] = []
     recent: Recent | None = None
+    second_opinion: SecondOpinion | None = None
     challenger: ClaimText | None = None
     """A person's claim about the same feature that is being checked beside this one."""
 

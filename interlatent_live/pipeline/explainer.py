@@ -8,7 +8,7 @@ of the run, or else from its first episodes; either way they are verified on lat
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from interlatent_live.errors import UserError
 from interlatent_live.explanations import Explainer, Verdict
@@ -17,13 +17,14 @@ from interlatent_live.explanations.narrator import sentence_json
 from interlatent_live.explanations.scheduling import importance
 from interlatent_live.explanations.writers import BuiltInWriter
 from interlatent_live.feed.documents import ClaimsDocument, NarrationDocument, NarrationLine
-from interlatent_live.stream import EPISODE_END
+from interlatent_live.stream import EPISODE_END, FeatureAddress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from interlatent_live.explanations import ExplainerConfig, Sentence
     from interlatent_live.explanations.claims import Claim
+    from interlatent_live.explanations.detection import Detection
     from interlatent_live.explanations.evidence import Evidence
     from interlatent_live.explanations.profile import FeatureProfile
     from interlatent_live.explanations.writers import Draft
@@ -81,6 +82,10 @@ class _Inquiry:
     """Newest version of each feature's claim whose clauses were looked at."""
     asked: set[int] = field(default_factory=set)
     """Features whose profile was handed to a writer."""
+    opined: dict[int, int] = field(default_factory=dict)
+    """Version of each feature's claim that a second opinion was asked of."""
+    opinions: dict[int, tuple[int, Detection]] = field(default_factory=dict)
+    """Version and second opinion, by feature."""
 
 
 class ExplainerCore:
@@ -344,6 +349,28 @@ class ExplainerCore:
             return
         inquiry.explainer.adopt(feature, draft, self._clock())
 
+    def claim_to_judge(self) -> tuple[str, str, Claim, Evidence] | None:
+        """A verified claim that no second opinion was asked of, with its held-out rows.
+
+        One at a time, because the rows are many; each version is asked of once.
+        """
+        for (run_id, hook_point), inquiry in self._inquiries.items():
+            for claim in inquiry.explainer.claims:
+                index = claim.address.index
+                if claim.verdict is Verdict.VERIFIED and inquiry.opined.get(index) != claim.version:
+                    inquiry.opined[index] = claim.version
+                    held_out = inquiry.explainer.evidence().begun_after(claim.created_ns)
+                    return run_id, hook_point, claim, held_out
+        return None
+
+    def note_opinion(
+        self, run_id: str, hook_point: str, feature: int, version: int, found: Detection
+    ) -> None:
+        """Show a second opinion with the version that it is of; the verdict does not use it."""
+        inquiry = self._inquiries.get((run_id, hook_point))
+        if inquiry is not None:
+            inquiry.opinions[feature] = version, found
+
     # -- what people ask ---------------------------------------------------------------------------
 
     def explainer(self, run_id: str, hook_point: str) -> Explainer:
@@ -392,6 +419,7 @@ class ExplainerCore:
                     "density": one["density"],
                     "eligible": one["eligible"],
                     **one["claim"],
+                    "second_opinion": _opinion(inquiry, one["address"], one["claim"]["version"]),
                 }
                 for one in report["features"]
             ],
@@ -431,6 +459,24 @@ SHARE = "verified_share"
 
 def _line(sentence: Sentence) -> NarrationLine:
     return NarrationLine(sentence.text, sentence_json(sentence)["references"])
+
+
+def _opinion(inquiry: _Inquiry, address: str, version: int) -> dict[str, Any] | None:
+    """What a model guessed from the words alone; None where none was asked of this version."""
+    of, found = inquiry.opinions.get(FeatureAddress.parse(address).index, (None, None))
+    if found is None or of != version:
+        return None
+    accuracy = found.balanced_accuracy
+    return {
+        "judge": found.judge,
+        "balanced_accuracy": accuracy.value,
+        "balanced_accuracy_lo": accuracy.low,
+        "balanced_accuracy_hi": accuracy.high,
+        "reason": accuracy.reason or None,
+        "steps": found.steps,
+        "answers": found.asked,
+        "failed": found.failed,
+    }
 
 
 def _largest_effect(claim: Claim) -> float | None:

@@ -3,7 +3,8 @@ from dataclasses import replace
 import pytest
 
 from interlatent_live.errors import UserError
-from interlatent_live.explanations import ExplainerConfig
+from interlatent_live.explanations import ExplainerConfig, Interval
+from interlatent_live.explanations.detection import Detection
 from interlatent_live.explanations.evidence import collect_evidence
 from interlatent_live.explanations.predicates import parse
 from interlatent_live.explanations.writers import Draft
@@ -187,6 +188,30 @@ def test_a_model_that_fails_or_abstains_takes_no_rule_away(fallback):
     )
     claim = claim_of(finish(explainer, documents)[-1], LEAN)
     assert (claim["writer"], claim["version"]) == ("built-in (no LLM)", 0)
+
+
+def test_a_second_opinion_is_asked_once_a_version_and_shown_with_that_version_only():
+    clock, documents = Clock(), []
+    explainer = core(clock, words=True)
+    explainer.prepare()
+    assert explainer.claim_to_judge() is None
+    explainer.hello(manifest(), {HOOK: TRANSCODER})
+    drive(explainer, clock, episodes(40, start_ns=clock.ns + SECOND), documents)
+    run_id, hook_point, claim, held_out = explainer.claim_to_judge()
+    assert (run_id, hook_point, claim.address.index) == ("run", HOOK, LEAN)
+    assert held_out.n_units >= 30
+    assert explainer.claim_to_judge() is None
+    found = Detection(Interval(0.9, 0.8, 0.95), 80, 4, 0, "model")
+    explainer.note_opinion(run_id, hook_point, LEAN, claim.version + 1, found)
+    drive(explainer, clock, episodes(1, start_ns=clock.ns + SECOND), documents)
+    explainer.note_opinion(run_id, hook_point, LEAN, claim.version, found)
+    shown = [claim_of(one, LEAN)["second_opinion"] for one in finish(explainer, documents)]
+    assert shown[-2] is None, "that was of another version"
+    assert shown[-1] == {
+        "judge": "model", "balanced_accuracy": 0.9, "balanced_accuracy_lo": 0.8,
+        "balanced_accuracy_hi": 0.95, "reason": None, "steps": 80, "answers": 4, "failed": 0,
+    }  # fmt: skip
+    assert claim_of(documents[-1], LEAN)["verdict"] == "verified"
 
 
 def test_rows_of_an_unknown_run_are_refused():

@@ -1,11 +1,14 @@
 """A language model that fails in every way that servers do must cost the feed nothing."""
 
+import logging
 import time
+from statistics import median
 from typing import Any
 
 import pytest
 
 from interlatent_live.config import resolve
+from interlatent_live.errors import UserError
 from interlatent_live.feed.documents import ClaimsDocument, CostsDocument
 from interlatent_live.services.explainer import ExplainerShell
 from tests.services.test_writing import Server
@@ -88,16 +91,37 @@ def shell_of(kind, url, **changes):
     return ExplainerShell(resolve(flags=flags | changes, environment={}).settings)
 
 
+def tell(what, longest_turn, waits, more=""):
+    """Figures for who wants them: ``pytest --log-cli-level=INFO``."""
+    logging.getLogger(__name__).info(
+        "%s: a batch is done with in %.1f ms (median), longest turn %.1f ms%s",
+        what, 1e3 * median(waits), 1e3 * longest_turn, more,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def without_a_model():
+    """Median seconds from a batch's arrival until it is done with, with the built-in writer."""
+    shell = shell_of(None, None)
+    with shell:
+        longest_turn, waits = run_stream(shell, Feed())
+    tell("no model", longest_turn, waits)
+    return median(waits)
+
+
 @pytest.mark.parametrize("fault", FAULTS)
-def test_no_fault_of_a_model_reaches_the_feed(fault, monkeypatch):
+def test_no_fault_of_a_model_reaches_the_feed(fault, without_a_model, monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", "x")
     feed = Feed()
     with Server(*FAULTS[fault] * 60) as llm:
         shell = shell_of("openai", llm.openai_url)
         with shell:
-            longest_turn, _ = run_stream(shell, feed)
+            longest_turn, waits = run_stream(shell, feed)
             costs = shell.words.costs()
         assert llm.requests, "the model was asked"
+    tell(fault, longest_turn, waits, f"; ${costs.dollars:g} of ${costs.limit_dollars:g} spent")
+    # The bar leaves room for a busy machine, and none for waiting on a model that takes seconds.
+    assert median(waits) < 3 * without_a_model + 0.05
     # Publishing never waits for a model: the slow one takes 2 s to be given up.
     assert longest_turn < 1.0
     assert costs.dollars <= costs.limit_dollars
@@ -117,6 +141,11 @@ def test_no_fault_of_a_model_reaches_the_feed(fault, monkeypatch):
             if "say so" in clause["text"]:
                 assert clause["support"] == "unverified wording"
     assert feed.last(CostsDocument).writer.startswith("openai")
+
+
+def test_a_second_opinion_without_a_model_is_refused():
+    with pytest.raises(UserError, match=r"explainer\.second_opinion needs a language model"):
+        shell_of(None, None, **{"explainer.second_opinion": True})
 
 
 def test_over_the_budget_nothing_is_sent(monkeypatch):

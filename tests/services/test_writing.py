@@ -9,6 +9,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from interlatent_live.config import resolve
 from interlatent_live.errors import UserError
+from interlatent_live.explanations import Explainer
+from interlatent_live.explanations.evidence import collect_evidence
+from interlatent_live.explanations.planted import HOOK, Kind, Plan, plant
 from interlatent_live.explanations.predicates import to_text
 from interlatent_live.services.writing import WriterThread
 from interlatent_live.services.writing_metrics import WriterMetrics
@@ -94,6 +97,44 @@ def test_an_equal_profile_is_answered_from_the_cache(monkeypatch):
     assert key == ("two", "hook", 3)
     assert draft.writer.startswith("openai")
     assert len(llm.requests) == 1
+
+
+@pytest.mark.parametrize("priced", [False, True])
+def test_a_second_opinion_is_asked_for_and_a_limit_refuses_it(priced, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "x")
+    evidence, (claim, *_) = claims_and_rows()
+    with Server(*[{"on": [1, 2, 3]}] * 4) as llm:
+        writer = WriterThread(options("openai", None if priced else llm.openai_url))
+        writer.start()
+        try:
+            writer.judge(("run", "hook", 3), claim, evidence)
+            assert writer.judging == 1
+            found = []
+            deadline = time.monotonic() + 20
+            while not found and time.monotonic() < deadline:
+                found = writer.opinions()
+                time.sleep(0.01)
+            costs = writer.costs()
+        finally:
+            writer.stop()
+    ((key, version, opinion),) = found
+    assert (key, version, writer.judging) == (("run", "hook", 3), claim.version, 0)
+    assert opinion.judge == writer.name
+    if priced:
+        # The vendor's own server has a price, and the money limit is 0 until it is set.
+        assert (opinion.steps, opinion.balanced_accuracy.value) == (0, None)
+        assert "limit" in opinion.balanced_accuracy.reason
+        assert (costs.requests, costs.refused) == (0, {"limit": 1})
+    else:
+        assert (opinion.asked, opinion.failed, costs.requests) == (4, 0, 4)
+        assert 0 <= opinion.balanced_accuracy.value <= 1
+
+
+def claims_and_rows():
+    stream = plant(Plan(per_kind=1, episodes=20, metrics=2, kinds=(Kind.THRESHOLD,), seed=1))
+    evidence = collect_evidence(stream.batches, stream.specs, HOOK)
+    explainer = Explainer(stream.specs, HOOK)
+    return evidence, explainer.propose(evidence, 0)
 
 
 def test_costs_are_exported(monkeypatch):
