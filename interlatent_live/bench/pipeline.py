@@ -66,7 +66,9 @@ class Measured:
     """One run of publishers against the services."""
 
     steps: int
+    encoded: int
     processed: int
+    """Steps in the newest profiles, which a correlator of many runs publishes in turns."""
     declared: int
     undeclared: int
     seconds: float
@@ -244,8 +246,8 @@ def _agent_rows(services: Services, seconds: float, begin: Callable[[str], None]
                 goal="shown",
             ),
             bench_row(
-                f"share of steps lost, {at}",
-                1 - one.processed / one.steps,
+                f"share of steps without features, {at}",
+                1 - one.encoded / one.steps,
                 "1",
                 reference="bound at the full rate",
                 reference_value=0.001,
@@ -324,6 +326,7 @@ class Services:
         latencies = [one.step_to_feature_ms for one in seen]
         return Measured(
             steps=steps,
+            encoded=sum(one.steps_encoded for one in seen),
             processed=sum(processed) // len(HOOKS),
             declared=sum(sum(book["lost"].values()) for book in books),
             undeclared=sum(one.gaps_undeclared for one in seen),
