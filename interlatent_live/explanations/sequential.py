@@ -103,9 +103,11 @@ def limits_of(scores: Scores, bars: Bars | None = None) -> Limits:
     off = scores.rows - scores.on_rows
     density = scores.on_rows / scores.rows if scores.rows else 0.0
     false = (scores.firings - recall * scores.on_rows) / off if off else 0.0
-    slack = 1 - (2 * bars.balanced_accuracy - 1)
+    # What recall and specificity may lack together. A claim near its bar would allow no failure at
+    # all, so a third of it is left to each.
+    slack = 2 * (1 - bars.balanced_accuracy)
     missing = min(max(slack - false, slack / 3), slack)
-    most_false = min(max(recall - (1 - slack), slack / 3), slack)
+    most_false = min(max(slack - (1 - recall), slack / 3), slack)
     said = recall * density + most_false * (1 - density)
     if said > 0 and recall * density / said > bars.precision:
         return Limits(missing, most_false, Among.ABSENCES)
@@ -132,9 +134,10 @@ class Events:
 
     def between(self, after_ns: int, until_ns: int) -> Events:
         """Events that ended in (after, until]."""
-        return self._taken((self.end_ns > after_ns) & (self.end_ns <= until_ns))
+        return self.take((self.end_ns > after_ns) & (self.end_ns <= until_ns))
 
-    def _taken(self, which: NDArray[np.bool_] | NDArray[np.int64]) -> Events:
+    def take(self, which: NDArray[np.bool_] | NDArray[np.int64]) -> Events:
+        """Some of the events, by mask or place."""
         return Events(
             self.end_ns[which],
             self.failure[which],
@@ -202,7 +205,7 @@ def events_of(
     time_ns = layout.time_ns[after]
     found = Events(time_ns, failed / length, length, slot[rows[first]], key[mine])
     order = np.flatnonzero(known)
-    return found._taken(order[np.argsort(time_ns[order], kind="stable")])  # noqa: SLF001 - own kind
+    return found.take(order[np.argsort(time_ns[order], kind="stable")])
 
 
 def joined(first: Events, second: Events) -> Events:
