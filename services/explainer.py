@@ -233,9 +233,11 @@ class ExplainerShell:
             return
         for (run_id, hook_point, feature), draft in self._words.finished():
             self._core.adopt(run_id, hook_point, feature, draft)
-        for run_id, hook_point, profile, weight in self._core.profiles_to_write(PROFILES_AT_ONCE):
-            key = (run_id, hook_point, profile.address.index)
-            self._words.ask(key, profile, importance=weight)
+        for one in self._core.profiles_to_write(PROFILES_AT_ONCE):
+            key = (one.run_id, one.hook_point, one.profile.address.index)
+            self._words.ask(
+                key, one.profile, importance=one.importance, asked_by_person=one.by_person
+            )
         if self._second_opinion:
             self._opinions_in_and_out(self._words)
 

@@ -30,6 +30,9 @@ app = typer.Typer(
 ClaimArgument = Annotated[
     str, typer.Argument(help="A claim's id, or a feature's address as `claims list` shows it.")
 ]
+FeatureArgument = Annotated[
+    str, typer.Argument(help="HOOK_POINT/INDEX, such as hidden.1/17, or a whole address.")
+]
 RunOption = Annotated[str, typer.Option(help="Only this run; the newest where one is needed.")]
 HookOption = Annotated[str, typer.Option("--hook-point", help="Only this hook point.")]
 PersonOption = Annotated[
@@ -102,9 +105,7 @@ def show(
 
 @app.command()
 def add(
-    feature: Annotated[
-        str, typer.Argument(help="HOOK_POINT/INDEX, such as hidden.1/17, or a whole address.")
-    ],
+    feature: FeatureArgument,
     predicate: Annotated[
         str, typer.Argument(help="When it is on, such as 'pole_angle > 0.1 and lag(x, 3) < 0'.")
     ],
@@ -128,14 +129,12 @@ def add(
 
     from interlatent_live.errors import UserError
 
-    hook_point, _, index = feature.partition("@")[0].rpartition("/")
-    if not hook_point or not index.isdecimal():
-        raise UserError(f"{feature!r} is no feature; write HOOK_POINT/INDEX, such as hidden.1/17")
+    hook_point, index = _feature(feature)
     with _console(config, assign) as console:
         run_id = run or _newest_run(console)
         try:
             made = console.add_claim(
-                run_id=run_id, hook_point=hook_point, feature=int(index), predicate=predicate,
+                run_id=run_id, hook_point=hook_point, feature=index, predicate=predicate,
                 person=person or _user(), label=label, description=description,
             )  # fmt: skip
         except UserError as error:
@@ -154,6 +153,24 @@ def add(
     print(f"accepted as version {made.version} of {made.address}")
     print(f"on when {made.english}")
     print(f"{verdict}: {reason}")
+
+
+@app.command()
+def word(
+    feature: FeatureArgument,
+    run: RunOption = "",
+    person: PersonOption = "",
+    config: ConfigOption = None,
+    assign: SetOption = None,
+) -> None:
+    """Have the language model word a feature's claim before all others."""
+    hook_point, index = _feature(feature)
+    with _console(config, assign) as console:
+        console.word_first(
+            run_id=run or _newest_run(console), hook_point=hook_point, feature=index,
+            person=person or _user(),
+        )  # fmt: skip
+    print(f"{hook_point}/{index} is worded next; `interlatent-live claims show` will have it")
 
 
 @app.command()
@@ -222,6 +239,15 @@ def _claim(console: ConsoleClient, name: str) -> Claim:
     if not found:
         raise UserError(f"there is no claim about {name}; `interlatent-live claims list` has them")
     return max(found, key=lambda one: one.updated_ns)
+
+
+def _feature(text: str) -> tuple[str, int]:
+    from interlatent_live.errors import UserError
+
+    hook_point, _, index = text.partition("@")[0].rpartition("/")
+    if not hook_point or not index.isdecimal():
+        raise UserError(f"{text!r} is no feature; write HOOK_POINT/INDEX, such as hidden.1/17")
+    return hook_point, int(index)
 
 
 def _newest_run(console: ConsoleClient) -> str:

@@ -181,6 +181,18 @@ class ConsoleClient:
         }  # fmt: skip
         return self._post("/claims", body, request_id, v.MadeClaim)
 
+    def word_first(
+        self, *, run_id: str, hook_point: str, feature: int, person: str, request_id: str = ""
+    ) -> None:
+        """Have the language model word a feature's claim before all others.
+
+        Raises:
+            ConsoleError: when no model words claims there, it was worded, or run or feature are
+                not known.
+        """
+        body = {"run_id": run_id, "hook_point": hook_point, "feature": feature, "person": person}
+        self._post("/wordings", body, request_id, dict[str, str])
+
     def correct(
         self,
         claim_id: str,

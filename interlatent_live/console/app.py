@@ -32,6 +32,7 @@ from interlatent_live.console.asking import NotAnsweredError
 from interlatent_live.console.bodies import (  # noqa: TC001 - FastAPI reads annotations
     ClaimBody,
     CorrectionBody,
+    WordingBody,
 )
 from interlatent_live.console.built_page import built_page, page_router
 from interlatent_live.console.feed_socket import serve_feed
@@ -42,7 +43,7 @@ from interlatent_live.console.live_socket import serve_live
 from interlatent_live.console.secrets import FILE_NAME
 from interlatent_live.console.streaming import LINES, SSE, FeedResponse
 from interlatent_live.errors import UserError
-from interlatent_live.explanations.requests import Accepted, ClaimByPerson, Refused
+from interlatent_live.explanations.requests import Accepted, ClaimByPerson, Refused, Wording
 from interlatent_live.feed.documents import Topic
 from interlatent_live.queries.rest import router as statistics_router
 from interlatent_live.store import ClaimFilter, Correction, StoreError
@@ -264,10 +265,12 @@ def _topics(text: str) -> frozenset[Topic]:
 # --------------------------------------------------------------------------------------- writing
 
 
-def _writing(sources: Sources) -> APIRouter:
+def _allowed(expected: str) -> Callable[[str], None]:
+    """Who may write: whoever sends the expected token."""
+
     def allowed(authorization: Annotated[str, Header()] = "") -> None:
         scheme, _, token = authorization.partition(" ")
-        good = hmac.compare_digest(token.strip().encode(), sources.token.encode())
+        good = hmac.compare_digest(token.strip().encode(), expected.encode())
         if scheme.lower() != "bearer" or not good:
             raise HTTPException(
                 401,
@@ -276,8 +279,14 @@ def _writing(sources: Sources) -> APIRouter:
                 {"WWW-Authenticate": "Bearer"},
             )
 
+    return allowed
+
+
+def _writing(sources: Sources) -> APIRouter:
     out = APIRouter(
-        tags=["writing"], default_response_class=Response, dependencies=[Depends(allowed)]
+        tags=["writing"],
+        default_response_class=Response,
+        dependencies=[Depends(_allowed(sources.token))],
     )
 
     @out.post("/claims", status_code=201, summary="A predicate by a person, judged like any")
@@ -292,6 +301,16 @@ def _writing(sources: Sources) -> APIRouter:
         if not isinstance(answer, Accepted):
             return _json({"detail": "the explainer gave another answer than asked for"}, 502)
         return _json(answer, 201)
+
+    @out.post("/wordings", status_code=202, summary="Word a feature's claim before all others")
+    def word(body: WordingBody) -> Response:
+        wish = Wording(body.id, time.time_ns(), body.run_id, body.hook_point, body.feature)
+        answer = sources.asking.ask(wish)
+        if isinstance(answer, Refused):
+            return _json(
+                {"detail": answer.message, "why": answer.why}, _STATUS.get(answer.why, 409)
+            )
+        return _json({"id": body.id}, 202)
 
     @out.post("/corrections", summary="A person's word on a claim, kept with it", status_code=201)
     def correct(body: CorrectionBody) -> Response:

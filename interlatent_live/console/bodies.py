@@ -32,6 +32,14 @@ class ClaimBody(_Body):
     description: Annotated[str, Field(max_length=2000)] = ""
 
 
+class WordingBody(_Body):
+    """A wish that a feature's claim be worded first."""
+
+    run_id: Name
+    hook_point: Name
+    feature: Annotated[int, Field(ge=0, lt=2**31)]
+
+
 class CorrectionBody(_Body):
     """A person's word on a claim."""
 

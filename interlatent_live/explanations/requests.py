@@ -1,4 +1,4 @@
-"""What the console asks of the explainer: claims by people, histories, incidents.
+"""What the console asks of the explainer: claims and wishes of people, histories, incidents.
 
 Claims are scored where the rows are, so a predicate that a person types has to reach the explainer.
 It listens for such requests on a socket of its own; this module is everything about them except the
@@ -55,6 +55,16 @@ class ClaimByPerson(msgspec.Struct, frozen=True, tag="claim"):
     description: str = ""
 
 
+class Wording(msgspec.Struct, frozen=True, tag="wording"):
+    """A person wants the language model to word this feature's claim before all others."""
+
+    id: str
+    sent_ns: int
+    run_id: str
+    hook_point: str
+    feature: int
+
+
 class Recollect(msgspec.Struct, frozen=True, tag="recollect"):
     """The verdicts that the explainer remembers of one (run, hook point).
 
@@ -107,7 +117,7 @@ class EffectMeasured(msgspec.Struct, frozen=True, tag="effect"):
     effects: list[EffectOnAction]
 
 
-Request = ClaimByPerson | Recollect | LookBack | EffectMeasured
+Request = ClaimByPerson | Wording | Recollect | LookBack | EffectMeasured
 
 
 class Accepted(msgspec.Struct, frozen=True, tag="accepted"):
@@ -152,7 +162,7 @@ class IncidentFound(msgspec.Struct, frozen=True, tag="incident"):
 
 
 class Noted(msgspec.Struct, frozen=True, tag="noted"):
-    """The effect is on the claim now."""
+    """The effect is on the claim now, or the wish is first in the queue."""
 
     id: str
 
@@ -176,6 +186,14 @@ class Inquiries(Protocol):
 
         Raises:
             UserError: when the run is unknown or has ended.
+        """
+        ...
+
+    def word_first(self, run_id: str, hook_point: str, feature: int) -> None:
+        """Have a feature's claim worded before all others.
+
+        Raises:
+            UserError: when run or feature are unknown, nobody words claims, or it was worded.
         """
         ...
 
@@ -302,20 +320,25 @@ class RequestDesk:
 
 def carry_out(request: Request, inquiries: Inquiries) -> Answer:
     """Do what is asked; a user's mistake becomes a :class:`Refused`, never an exception."""
+    answer: Answer
     try:
         match request:
             case ClaimByPerson():
-                return _claim(request, inquiries)
+                answer = _claim(request, inquiries)
+            case Wording():
+                inquiries.word_first(request.run_id, request.hook_point, request.feature)
+                answer = Noted(request.id)
             case Recollect():
-                return _recollect(request, inquiries)
+                answer = _recollect(request, inquiries)
             case LookBack():
-                return _look_back(request, inquiries)
+                answer = _look_back(request, inquiries)
             case EffectMeasured():
-                return _note_effect(request, inquiries)
+                answer = _note_effect(request, inquiries)
     except PredicateError as error:
-        return Refused(request.id, "predicate", str(error), error.position)
+        answer = Refused(request.id, "predicate", str(error), error.position)
     except UserError as error:
-        return Refused(request.id, "refused", str(error))
+        answer = Refused(request.id, "refused", str(error))
+    return answer
 
 
 def _claim(request: ClaimByPerson, inquiries: Inquiries) -> Answer:

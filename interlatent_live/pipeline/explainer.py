@@ -58,6 +58,18 @@ class Calibration:
     evidence: Evidence
 
 
+@dataclass(frozen=True, slots=True)
+class Worded:
+    """A profile that is to be worded, and how urgent that is."""
+
+    run_id: str
+    hook_point: str
+    profile: FeatureProfile
+    importance: float
+    by_person: bool
+    """A person asked for it."""
+
+
 @dataclass(slots=True)
 class _Inquiry:
     """One (run, hook point): its explainer and where its work stands."""
@@ -82,6 +94,8 @@ class _Inquiry:
     """Newest version of each feature's claim whose clauses were looked at."""
     asked: set[int] = field(default_factory=set)
     """Features whose profile was handed to a writer."""
+    wanted: set[int] = field(default_factory=set)
+    """Features that a person wants worded first."""
     opined: dict[int, int] = field(default_factory=dict)
     """Version of each feature's claim that a second opinion was asked of."""
     opinions: dict[int, tuple[int, Detection]] = field(default_factory=dict)
@@ -314,26 +328,31 @@ class ExplainerCore:
 
     # -- words -------------------------------------------------------------------------------------
 
-    def profiles_to_write(self, limit: int) -> list[tuple[str, str, FeatureProfile, float]]:
-        """Profiles that a language model may word next: (run, hook point, profile, importance).
+    def profiles_to_write(self, limit: int) -> list[Worded]:
+        """Profiles that a language model may word next.
 
-        The most important first, by density and by what shadow interventions measured; each feature
-        is asked for once.
+        What people asked for comes first, then the most important, by density and by what shadow
+        interventions measured; each feature is asked for once, and once more for a person.
         """
         if not self._words:
             return []
-        found: list[tuple[float, str, str, int]] = []
+        found: list[tuple[bool, float, str, str, int]] = []
         for (run_id, hook_point), inquiry in self._inquiries.items():
             for claim in inquiry.explainer.claims:
                 index = claim.address.index
-                if index not in inquiry.asked and claim.verdict is not Verdict.ABSTAINED:
+                by_person = index in inquiry.wanted
+                new = index not in inquiry.asked and claim.verdict is not Verdict.ABSTAINED
+                if by_person or new:
                     weight = importance(claim.density or 0.0, _largest_effect(claim))
-                    found.append((-weight, run_id, hook_point, index))
-        chosen: list[tuple[str, str, FeatureProfile, float]] = []
-        for weight, run_id, hook_point, index in sorted(found)[:limit]:
+                    found.append((not by_person, -weight, run_id, hook_point, index))
+        chosen = []
+        for _, weight, run_id, hook_point, index in sorted(found)[:limit]:
             inquiry = self._inquiries[run_id, hook_point]
+            by_person = index in inquiry.wanted
+            inquiry.wanted.discard(index)
             inquiry.asked.add(index)
-            chosen.append((run_id, hook_point, inquiry.explainer.profile(index), -weight))
+            profile = inquiry.explainer.profile(index)
+            chosen.append(Worded(run_id, hook_point, profile, -weight, by_person))
         return chosen
 
     def adopt(self, run_id: str, hook_point: str, feature: int, draft: Draft) -> None:
@@ -347,6 +366,10 @@ class ExplainerCore:
             return
         if draft.fallback_reason or draft.predicate is None:
             return
+        for claim in inquiry.explainer.claims:
+            same = (claim.address.index, claim.writer, claim.predicate)
+            if same == (feature, draft.writer, draft.predicate):
+                return  # asked for by a person too: saying it twice must not begin its ledger anew
         inquiry.explainer.adopt(feature, draft, self._clock())
 
     def claim_to_judge(self) -> tuple[str, str, Claim, Evidence] | None:
@@ -394,6 +417,25 @@ class ExplainerCore:
             raise UserError(f"run {run_id} has ended; a claim needs later episodes to be checked")
         inquiry.asked.add(feature)
         return inquiry.explainer.challenge(feature, draft, self._clock())
+
+    def word_first(self, run_id: str, hook_point: str, feature: int) -> None:
+        """Have a feature's claim worded before all others.
+
+        Raises:
+            UserError: when run or feature are unknown, nobody words claims, or it was worded.
+        """
+        inquiry = self._inquiry(run_id, hook_point)
+        if not self._words:
+            raise UserError(
+                "no language model words claims here; set explainer.writer, or say yourself when "
+                "the feature is on"
+            )
+        found = [one for one in inquiry.explainer.claims if one.address.index == feature]
+        if not found:
+            raise UserError(f"feature {hook_point}/{feature} has no claim")
+        if found[0].writer != BUILT_IN:
+            raise UserError(f"feature {hook_point}/{feature} was worded by {found[0].writer}")
+        inquiry.wanted.add(feature)
 
     def _inquiry(self, run_id: str, hook_point: str) -> _Inquiry:
         found = self._inquiries.get((run_id, hook_point))

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from interlatent_live.cli.main import app
 from interlatent_live.console.secrets import FILE_NAME
 from interlatent_live.errors import UserError
-from interlatent_live.explanations.requests import Accepted, IncidentFound, Refused
+from interlatent_live.explanations.requests import Accepted, IncidentFound, Noted, Refused
 from tests.client.test_api import FEATURE, INCIDENT, WRITTEN
 from tests.support.console import TOKEN, RunningConsole
 from tests.support.feeds import agents_document, claim, claims_document
@@ -98,6 +98,12 @@ def test_a_refused_claim_says_why_and_where(run, console):
     assert str(refused.exception) == "a number is missing\n  pole_angle >\n  " + " " * 12 + "^"
     wrong = run("claims", "add", "three", "pole_angle > 0")
     assert "'three' is no feature" in str(wrong.exception)
+
+
+def test_a_feature_is_worded_first(run, console):
+    console.answer = lambda one: Noted(one.id)
+    assert "hidden.1/3 is worded next" in good(run("claims", "word", "hidden.1/3"))
+    assert console.asked[-1].feature == 3
 
 
 def test_a_correction_is_kept_and_shown_in_the_history(run):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from interlatent_live.client import ConsoleClient, ConsoleError
-from interlatent_live.explanations.requests import Accepted, IncidentFound, Refused
+from interlatent_live.explanations.requests import Accepted, IncidentFound, Noted, Refused
 from tests.support.console import TOKEN, RunningConsole
 from tests.support.feeds import (
     agents_document,
@@ -112,6 +112,17 @@ def test_a_claim_is_made_or_refused_with_the_reason(client, console):
     made = client.add_claim(**said | {"predicate": "pole_angle > 0"}, request_id="mine")
     assert (made.id, made.version, made.verdict) == ("mine", 1, "pending")
     assert console.asked[-1].predicate == "pole_angle > 0"
+
+
+def test_a_wish_is_passed_on_or_refused(client, console):
+    wish = {"run_id": "run-1", "hook_point": "hidden.1", "feature": 3, "person": "ada"}
+    console.answer = lambda one: Noted(one.id)
+    client.word_first(**wish)
+    assert (console.asked[-1].run_id, console.asked[-1].feature) == ("run-1", 3)
+    console.answer = lambda one: Refused(one.id, "refused", "no language model words claims here")
+    with pytest.raises(ConsoleError, match="no language model") as refused:
+        client.word_first(**wish)
+    assert refused.value.status == 409
 
 
 def test_a_correction_is_kept_with_the_verdict(client):

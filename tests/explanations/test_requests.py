@@ -20,11 +20,13 @@ from interlatent_live.explanations.requests import (
     ClaimByPerson,
     IncidentFound,
     LookBack,
+    Noted,
     Recollect,
     Recollection,
     Refused,
     Reply,
     RequestDesk,
+    Wording,
     carry_out,
     open_answer,
     open_request,
@@ -132,6 +134,10 @@ class Inquiries:
     def adopt_by_person(self, run_id, hook_point, feature, draft):
         return self.one.adopt(feature, draft, NOW)
 
+    def word_first(self, run_id, hook_point, feature):
+        if feature != 1:
+            raise UserError("was worded")
+
 
 @pytest.fixture(scope="module")
 def stream():
@@ -178,6 +184,11 @@ def test_the_verdicts_that_are_remembered_are_told(inquiries):
     for events in answer.verdicts.values():
         assert events[0]["version"] == 0
         assert events[0]["at_ns"] == NOW
+
+
+def test_a_wish_is_noted_or_refused(inquiries):
+    assert carry_out(Wording("r", NOW, "run", HOOK, 1), inquiries) == Noted("r")
+    assert carry_out(Wording("r", NOW, "run", HOOK, 2), inquiries).message == "was worded"
 
 
 def test_an_incident_is_analysed_where_the_rows_are(inquiries):

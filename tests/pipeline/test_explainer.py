@@ -148,9 +148,9 @@ def test_a_model_is_asked_once_per_feature_and_its_draft_starts_a_new_ledger():
     explainer.prepare()
     explainer.hello(manifest(), {HOOK: TRANSCODER})
     asked = explainer.profiles_to_write(10)
-    assert (asked[0][0], asked[0][1]) == ("run", HOOK)
-    assert {profile.address.index for _, _, profile, _ in asked} >= {LEAN}
-    weights = [weight for *_, weight in asked]
+    assert (asked[0].run_id, asked[0].hook_point, asked[0].by_person) == ("run", HOOK, False)
+    assert {one.profile.address.index for one in asked} >= {LEAN}
+    weights = [one.importance for one in asked]
     assert weights == sorted(weights, reverse=True)
     assert explainer.profiles_to_write(10) == []
     guess = parse("lean > 0.8", manifest().metrics)
@@ -159,6 +159,34 @@ def test_a_model_is_asked_once_per_feature_and_its_draft_starts_a_new_ledger():
     drive(explainer, clock, episodes(10, start_ns=clock.ns + SECOND), documents)
     claim = claim_of(finish(explainer, documents)[-1], LEAN)
     assert (claim["writer"], claim["version"]) == ("model", 1)
+
+
+def test_what_a_person_asks_for_is_worded_first_and_the_same_words_twice_begin_nothing_anew():
+    clock = Clock()
+    explainer = core(clock, words=True)
+    explainer.prepare()
+    explainer.hello(manifest(), {HOOK: TRANSCODER})
+    least = explainer.profiles_to_write(10)[-1].profile.address.index
+    explainer.word_first("run", HOOK, least)
+    (first,) = explainer.profiles_to_write(10)
+    assert (first.profile.address.index, first.by_person) == (least, True)
+    assert explainer.profiles_to_write(10) == []
+    draft = Draft("a", "A.", (), parse("lean > 0.8", manifest().metrics), "model", "")
+    for _ in range(2):
+        explainer.adopt("run", HOOK, least, draft)
+    (claim,) = [
+        one for one in explainer.explainer("run", HOOK).claims if one.address.index == least
+    ]
+    assert claim.version == 1
+    with pytest.raises(UserError, match="was worded by model"):
+        explainer.word_first("run", HOOK, least)
+    with pytest.raises(UserError, match="has no claim"):
+        explainer.word_first("run", HOOK, 999)
+    nobody = core(clock)
+    nobody.prepare()
+    nobody.hello(manifest(), {HOOK: TRANSCODER})
+    with pytest.raises(UserError, match="no language model words claims"):
+        nobody.word_first("run", HOOK, LEAN)
 
 
 def test_what_a_model_adds_without_support_is_dropped_in_a_new_version():
