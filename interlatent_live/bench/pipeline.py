@@ -103,8 +103,8 @@ def run(*, quick: bool = False) -> BenchReport:
         notes=(
             "agents only publish; encoder and correlator are processes of their own",
             "the explainer is not started; correlator.depth is core",
-            f"medians over {repeats} runs, {seconds:g} s at the full rate, else 4 s; the curve over "
-            "agents is one run each",
+            f"medians over {repeats} runs of {seconds:g} s (rate) and 4 s (latency)",
+            "the curve over agents is one run of 4 s each",
         ),
     )
 
