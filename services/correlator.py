@@ -33,7 +33,7 @@ from interlatent_live.statistics.watching import WatchConfig
 from interlatent_live.wire.limits import Limits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from prometheus_client import CollectorRegistry
 
@@ -340,7 +340,7 @@ class CorrelatorShell:
             self._intake.goodbye(boot_id)
         self._due, self._publishing = 0.0, None
 
-    def _take(self, blocks: list[Block]) -> None:
+    def _take(self, blocks: Iterable[Block]) -> None:
         for block in blocks:
             boot_id = block.batch.boot_id
             self._done += [boot_id] * block.messages

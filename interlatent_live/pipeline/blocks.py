@@ -15,7 +15,7 @@ import numpy as np
 from interlatent_live.stream import FeatureBatch, SparseCodes, Steps
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 MOST_ROWS: Final = 2048
 """Rows of a block, which bounds how long questions wait for it."""
@@ -45,15 +45,16 @@ class Blocks:
         if rows <= MOST_ROWS and _follows(waiting[-1], batch):
             waiting.append(batch)
             return []
-        block = self.take(batch.boot_id)
+        block = list(self.take(batch.boot_id))
         self._waiting[batch.boot_id] = [batch]
         return block
 
-    def take(self, boot_id: str | None = None) -> list[Block]:
-        """What waits, of one boot or of all; nothing waits then."""
-        boots = list(self._waiting) if boot_id is None else [boot_id]
-        found = [self._waiting.pop(boot) for boot in boots if boot in self._waiting]
-        return [Block(join(batches), len(batches)) for batches in found]
+    def take(self, boot_id: str | None = None) -> Iterator[Block]:
+        """What waits, of one boot or of all, joined one boot at a time: only one is held twice."""
+        for boot in list(self._waiting) if boot_id is None else [boot_id]:
+            batches = self._waiting.pop(boot, [])
+            if batches:
+                yield Block(join(batches), len(batches))
 
 
 def _follows(before: FeatureBatch, batch: FeatureBatch) -> bool:

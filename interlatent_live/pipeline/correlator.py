@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 import numpy as np
@@ -31,8 +31,10 @@ if TYPE_CHECKING:
     from interlatent_live.statistics.profile import ProfileTable
     from interlatent_live.stream import FeatureBatch
 
-SCHEMA = 1
-_WATCH = "watch/"
+SCHEMA: Final = 1
+SILENT_NS: Final = 3600 * 10**9
+"""A stream without rows for so long is taken to have been saved whole."""
+_WATCH: Final = "watch/"
 
 
 @dataclass(slots=True)
@@ -249,13 +251,13 @@ class CorrelatorCore:
         return any(run.manifest.boot_id == boot_id for run in self._runs.values())
 
     def replay_from_ns(self) -> int:
-        """Encoder's clock at the oldest row that restored runs may go on behind; 0: any row.
+        """Encoder's clock before which no recorded row can be missing; 0: any can.
 
-        A run that is over needs nothing, unless all are.
+        What a stream has not got was encoded after its newest row. One that was silent for an hour
+        before the newest row of all had nothing left to save; if it woke up since, then after that.
         """
-        streams = self._streams.values()
-        going_on = [one.encoded_ns for one in streams if not one.run.ended]
-        return min(going_on) if going_on else max((one.encoded_ns for one in streams), default=0)
+        known = [stream.encoded_ns for stream in self._streams.values()]
+        return min((one for one in known if one > max(known) - SILENT_NS), default=0)
 
     def find_run(self, run_id: str) -> Run:
         """A run; the newest one for an empty name.

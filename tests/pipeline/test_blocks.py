@@ -94,8 +94,8 @@ def test_boots_are_apart_and_a_block_is_bounded():
     assert blocks.add(dataclasses.replace(WHOLE[0], boot_id="other")) == []
     (block,) = blocks.take("boot")
     assert (len(block.batch.steps), block.messages) == (150, 3)
-    assert len(blocks.take()) == 1
-    assert blocks.take() == []
+    assert len(list(blocks.take())) == 1
+    assert list(blocks.take()) == []
     many = list(episodes(MOST_ROWS // 50 + 2, 50))
     found = [one for batch in many for one in blocks.add(batch)]
     assert [len(one.batch.steps) for one in found] == [MOST_ROWS // 50 * 50]

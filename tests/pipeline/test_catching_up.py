@@ -159,3 +159,15 @@ def test_rows_of_nobody_are_said_once():
     desk.catch_up.turn()
     assert desk.warnings == ["recorded rows not used: nothing says what boot boot is"]
     assert not desk.core.streams()
+
+
+def test_recordings_are_needed_from_the_oldest_row_that_may_not_be_saved():
+    hour = 3600 * 10**9
+    core = CorrelatorCore(CONFIG, clock=lambda: 1)
+    assert core.replay_from_ns() == 0
+    for run_id, encoded_ns in (("old", hour), ("one", 3 * hour), ("two", 3 * hour + 5)):
+        core.hello(manifest(run_id=run_id, boot_id=run_id))
+        core.features(
+            dataclasses.replace(BATCHES[0], run_id=run_id, boot_id=run_id, encoded_ns=encoded_ns)
+        )
+    assert core.replay_from_ns() == 3 * hour

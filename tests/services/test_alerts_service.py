@@ -168,7 +168,7 @@ def test_alerts_survive_a_kill_and_nobody_is_told_twice(strange):
         flags = {**strange, "correlator.webhook": hook.url}
         with CorrelatorProcess(**flags) as one:
             endpoints = one.settings.endpoints
-            for round_ in range(3):
+            for round_ in range(2):
                 with (
                     Feeder(endpoints.correlator) as feeder,
                     StatisticsClient(endpoints.correlator_queries) as ask,
@@ -184,7 +184,7 @@ def test_alerts_survive_a_kill_and_nobody_is_told_twice(strange):
                 StatisticsClient(endpoints.correlator_queries) as ask,
             ):
                 assert phase(ask) == "firing"
-                feeder.send(rewarded(6, 4.0, first=60))
+                feeder.send(rewarded(6, 4.0, first=40))
                 assert phase(ask) == "inactive"
             until(lambda: len(hook.bodies()) == 2)
     assert told(hook) == [("strange", "firing"), ("strange", "resolved")]
