@@ -121,6 +121,35 @@ def test_a_feature_tells_its_claim_and_what_it_goes_with(opened, demo):
     expect(again.locator("h1")).to_have_text(page.locator("h1").inner_text(), timeout=WITHIN_MS)
 
 
+def test_a_persons_word_passes_the_same_gate_and_is_kept(opened, demo):
+    page = opened(demo.url).page
+    page.get_by_role("link", name="Claims", exact=True).click(timeout=WITHIN_MS)
+    page.locator("tbody tr", has_text="verified").first.get_by_role("link").click(timeout=120_000)
+    page.get_by_text("Your word").click()
+    word = page.locator(".word")
+    word.get_by_label("your name").fill("Ada")
+    word.get_by_label("token").fill("guessed")
+    word.get_by_label("on when").fill("pole_angle > 0 and nonsense > 1")
+    claim = word.get_by_role("button", name="Claim it")
+    claim.click()
+    expect(word).to_contain_text("console.token", timeout=WITHIN_MS)
+    word.get_by_label("token").fill(
+        (Path(demo.settings.console.state) / "console.token").read_text()
+    )
+    claim.click()
+    expect(word.locator("pre")).to_have_text(
+        "pole_angle > 0 and nonsense > 1\n                   ^", timeout=WITHIN_MS
+    )
+    word.get_by_label("on when").fill("pole_angle > 0")
+    claim.click()
+    expect(word).to_contain_text("Taken as version", timeout=WITHIN_MS)
+    word.get_by_label("note").fill("looks right to me")
+    word.get_by_role("button", name="Accept the claim").click()
+    expect(word).to_contain_text("Ada says accept", timeout=WITHIN_MS)
+    page.get_by_text("History:").click()
+    expect(page.locator(".card")).to_contain_text("looks right to me")
+
+
 def test_the_map_is_sorted_and_searched(opened, demo):
     page = opened(demo.url).page
     page.get_by_role("link", name="Map").click(timeout=WITHIN_MS)

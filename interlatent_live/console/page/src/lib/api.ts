@@ -29,6 +29,31 @@ async function sentence(answer: Response): Promise<string> {
   return `the console answered ${answer.status} ${answer.statusText}`;
 }
 
+export class PositionedError extends RefusedError {
+  constructor(
+    message: string,
+    /** Characters from 0 to the mistake in what was sent; null when it has no place. */
+    readonly position: number | null,
+  ) {
+    super(message);
+  }
+}
+
+/** Send a person's word; it needs the token of the console's state folder. */
+export async function tell<T>(path: string, token: string, body: object): Promise<T> {
+  const answer = await fetch(`${PREFIX}${path}`, {
+    method: "POST",
+    headers: { "Content-Type": "application/json", Authorization: `Bearer ${token}` },
+    body: JSON.stringify({ id: crypto.randomUUID(), ...body }),
+  });
+  if (answer.ok) return (await answer.json()) as T;
+  const said = (await answer.json().catch(() => ({}))) as { detail?: string; position?: number | null };
+  throw new PositionedError(
+    said.detail ?? `the console answered ${answer.status} ${answer.statusText}`,
+    said.position ?? null,
+  );
+}
+
 /** The id under which the store keeps the claim of an address. */
 export async function claimId(run: string, address: string): Promise<string | null> {
   const page = await ask<{ items: { id: string }[] }>("/claims", { run_id: run, address });

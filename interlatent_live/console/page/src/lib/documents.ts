@@ -78,6 +78,16 @@ export interface Claim {
   clauses: { text: string; support: string }[];
   writer: string;
   version: number;
+  /** What the newest rows say of it; null before there are any. */
+  recent: {
+    balanced_accuracy: number | null;
+    balanced_accuracy_lo: number | null;
+    balanced_accuracy_hi: number | null;
+    precision: number | null;
+    half_life_rows: number;
+  } | null;
+  /** Another claim for the same feature that is being checked beside it. */
+  challenger: Claim | null;
 }
 
 export interface ClaimsDocument {

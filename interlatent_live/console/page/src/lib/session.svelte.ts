@@ -24,6 +24,9 @@ class Session {
   /** Drawing stands still; points are still taken in. */
   paused = $state(false);
   pins = $state.raw<ReadonlySet<string>>(new Set(JSON.parse(kept("pins") ?? "[]") as string[]));
+  /** Who speaks, and the token that lets them; kept until the tab is closed. */
+  person = $state(kept("person") ?? "");
+  token = $state(sessionStorage.getItem("token") ?? "");
   /** This browser's clock, once a second: what ages are measured against. */
   now = $state(Date.now());
 
@@ -36,6 +39,13 @@ class Session {
     this.theme = THEMES[(THEMES.indexOf(this.theme) + 1) % THEMES.length] ?? "system";
     keep("theme", this.theme);
     this.show();
+  }
+
+  introduce(person: string, token: string): void {
+    this.person = person;
+    this.token = token;
+    keep("person", person);
+    sessionStorage.setItem("token", token);
   }
 
   togglePin(address: string): void {
