@@ -4,7 +4,7 @@ It shares the interpreter with the policies, and handing the interpreter lock ba
 policy more than the work does: so all taps share one thread, and each of its turns is one burst.
 Streams to the same receiver under the same key share one connection. A pause between two turns is
 at least 8 ms; it grows with the rows that come, since few large messages cost much less than many
-small ones, and with the processor time of a turn, so that sending takes a sixtieth of a core at
+small ones, and with the processor time of a turn, so that sending takes a fortieth of a core at
 most as long as a pause of a tenth of a second allows it. Nothing that happens here (no service, a
 frozen one, a full disk, garbage on the wire) reaches a policy.
 """
@@ -52,7 +52,7 @@ FULL_ROWS: Final = 8
 proportion: 32 ms at 4,000 rows a second."""
 LONGEST_S: Final = 0.05
 """Longest pause for the sake of larger messages."""
-REST: Final = 60
+REST: Final = 40
 """A pause is at least so many times as long as the processor time of the turn before it."""
 RESTED_S: Final = 0.1
 """Longest pause for the sake of the processor."""
