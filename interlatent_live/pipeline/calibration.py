@@ -43,5 +43,8 @@ def load_calibration(file: Path) -> list[Calibration]:
             case FeaturesMessage(batch=batch) if store is not None:
                 store.add(batch)
     if manifest is None or store is None or not len(store):
-        raise UserError(f"{file} holds no features; record some with `interlatent-live record`")
+        raise UserError(
+            f"{file} holds no features of an encoder; name a recording that has some in "
+            "explainer.calibration"
+        )
     return [Calibration(manifest, store.evidence(hook)) for hook in store.hook_points()]
