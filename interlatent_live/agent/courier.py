@@ -4,8 +4,8 @@ It shares the interpreter with the policies, and handing the interpreter lock ba
 policy more than the work does: so all taps share one thread, and each of its turns is one burst.
 Streams to the same receiver under the same key share one connection. A pause between two turns is
 at least 8 ms; it grows with the rows that come, since few large messages cost much less than many
-small ones, and with the processor time of a turn, so that sending takes a fortieth of a core at
-most as long as a pause of a tenth of a second allows it. Nothing that happens here (no service, a
+small ones, and with the processor time of a turn, so that many taps take a fortieth of a core as
+long as pauses of a tenth of a second allow it. Nothing that happens here (no service, a
 frozen one, a full disk, garbage on the wire) reaches a policy.
 """
 
@@ -53,9 +53,12 @@ proportion: 32 ms at 4,000 rows a second."""
 LONGEST_S: Final = 0.05
 """Longest pause for the sake of larger messages."""
 REST: Final = 40
-"""A pause is at least so many times as long as the processor time of the turn before it."""
-RESTED_S: Final = 0.1
-"""Longest pause for the sake of the processor."""
+"""A pause is at least so many times as long as the processor time of a turn, in the mean of about
+the last ten: one turn that was interrupted makes no long pause."""
+RESTED_S: Final = 0.012
+"""Longest pause for the sake of the processor, for each tap: steps must become features within
+20 ms where there is one."""
+MOST_RESTED_S: Final = 0.1
 GOODBYE_MS: Final = 200
 ANSWERS: Final = 256
 """Most messages read in one turn."""
@@ -122,7 +125,7 @@ class Courier:
     def _run(self) -> None:
         last: list[Sender] = []
         try:
-            pause, began = PERIOD_S, time.monotonic()
+            pause, began, usual = PERIOD_S, time.monotonic(), 0.0
             while True:
                 self._bell.acquire(timeout=pause)
                 before, began = began, time.monotonic()
@@ -133,7 +136,8 @@ class Courier:
                     return
                 for sender in left:
                     sender.ended.set()
-                pause = self._pause(began - before, time.thread_time() - used)
+                usual += 0.1 * (time.thread_time() - used - usual)
+                pause = self._pause(began - before, usual)
         finally:
             for connection in self._connections.values():
                 connection.close(GOODBYE_MS)
@@ -183,7 +187,7 @@ class Courier:
         if any(sender.closing for sender in self._senders):
             return PERIOD_S / 4
         since = max(elapsed, PERIOD_S)
-        busiest, longest = 0.0, RESTED_S
+        busiest, longest = 0.0, MOST_RESTED_S
         for sender in self._senders:
             blocks = sender.blocks_since() / since
             busiest = max(busiest, blocks * sender.block_rows)
@@ -191,7 +195,8 @@ class Courier:
             full = 0.5 * sender.capacity / max(blocks, 1.0)
             longest = min(longest, PERIOD_S if sender.lossless else full)
         together = min(LONGEST_S, PERIOD_S * busiest * PERIOD_S / FULL_ROWS)
-        return max(PERIOD_S, min(longest, max(together, REST * used)))
+        rest = min(REST * used, RESTED_S * len(self._senders))
+        return max(PERIOD_S, min(longest, max(together, rest)))
 
     def _begin(self, sender: Sender, now: Now) -> None:
         key = sender.endpoint, sender.keys, sender.lossless
