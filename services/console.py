@@ -33,6 +33,8 @@ from interlatent_live.wire.keys import ServerKeys
 from interlatent_live.wire.sockets import receive_message, send_message
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import zmq
 
     from interlatent_live.config import Settings
@@ -98,10 +100,10 @@ def serve(settings: Settings) -> None:
                     feeds=settings.console.clients,
                 )
             with server, FeedClient(settings.endpoints.feeds(), tuple(TOPICS), keys=viewer) as feed:
-                loop = _Loop(feed, keeper, broadcast, live, asking, explainer, request_key(token))
+                key = request_key(token)
+                loop = _Loop(feed, keeper, broadcast, live, asking, explainer, key, runtime.beat)
                 runtime.ready(http=server.url)
                 while not runtime.stopping:
-                    runtime.beat()
                     loop.turn()
                     if not server.alive:
                         raise RuntimeError("the HTTP server has ended by itself")
@@ -122,14 +124,18 @@ class _Loop:
     asking: Asking
     explainer: zmq.Socket[bytes]
     key: bytes
+    beat: Callable[[], None]
     watched: bool = False
 
     def turn(self) -> None:
+        self.beat()
         if self.live.watched != self.watched:
             # Steps are a hundred times the traffic of all else: heard only while a page shows them.
             self.watched = not self.watched
             self.feed.subscribe(Topic.FEATURES, wanted=self.watched)
         for event in self.feed.events(POLL_S):
+            # Keeping a document waits for the disk, and a turn can have thousands of them.
+            self.beat()
             if isinstance(event.value, FeatureBatch):
                 self.live.take(event.value)
             else:

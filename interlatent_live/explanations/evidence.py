@@ -254,6 +254,14 @@ class EvidenceStore:
         self._chunks.append(chunk)
         self._bytes += chunk.size
         self._rows += len(batch.steps)
+        self._forget()
+
+    def limit(self, limit_bytes: int) -> None:
+        """Hold at most so many bytes from now on; the oldest rows go at once."""
+        self.limit_bytes = limit_bytes
+        self._forget()
+
+    def _forget(self) -> None:
         while self._bytes > self.limit_bytes and len(self._chunks) > 1:
             oldest = self._chunks.popleft()
             self._bytes -= oldest.size

@@ -132,6 +132,15 @@ class Explainer:
         self._store.split_every(steps)
 
     @property
+    def evidence_bytes(self) -> int:
+        """Bytes of the rows that are held."""
+        return self._store.used_bytes
+
+    def limit_evidence(self, limit_bytes: int) -> None:
+        """Hold rows of at most so many bytes from now on."""
+        self._store.limit(limit_bytes)
+
+    @property
     def claims(self) -> tuple[Claim, ...]:
         """The newest version of every claim, by feature index."""
         return tuple(self._claims[index] for index in sorted(self._claims))

@@ -37,6 +37,8 @@ ROWS_TO_PROPOSE_FROM = 4000
 ENDLESS_AFTER = 4000
 """Steps of each copy without any end, after which a run is taken for one that never ends."""
 EPISODES_TO_PRUNE_ON = 16
+MOST_ENDED = 8
+"""Ended inquiries whose rows are kept for looking back; those that ended first go."""
 BUILT_IN = BuiltInWriter().name
 SECOND_NS = 1_000_000_000
 
@@ -86,6 +88,7 @@ class _Inquiry:
     narrate_due_ns: int = 0
     ended: bool = False
     final: bool = False
+    final_ns: int = 0
     unscored_rows: int = 0
     ended_episodes: int = 0
     split_due_seq: int = 0
@@ -160,6 +163,16 @@ class ExplainerCore:
             control_hz=manifest.control_hz,
         )
 
+    @property
+    def inquiries(self) -> int:
+        """Pairs of run and hook point that are known now."""
+        return len(self._inquiries)
+
+    @property
+    def evidence_bytes(self) -> int:
+        """Bytes of all rows that are held, ≤ the configured limit."""
+        return sum(one.explainer.evidence_bytes for one in self._inquiries.values())
+
     # -- events ------------------------------------------------------------------------------------
 
     def hello(self, manifest: Manifest, transcoders: Mapping[str, str]) -> None:
@@ -187,6 +200,16 @@ class ExplainerCore:
             explainer or self._explainer(manifest, hook_point),
             calibrated=explainer is not None,
         )
+        self._share_memory()
+
+    def _share_memory(self) -> None:
+        """One limit for all: what is over goes, and the rest have equal parts of it."""
+        ended = [(one.final_ns, key) for key, one in self._inquiries.items() if one.final]
+        for _, key in sorted(ended)[:-MOST_ENDED]:
+            del self._inquiries[key]
+        share = self._config.limit_bytes // max(1, len(self._inquiries))
+        for inquiry in self._inquiries.values():
+            inquiry.explainer.limit_evidence(share)
 
     def features(self, batch: FeatureBatch) -> None:
         """Take in rows.
@@ -310,7 +333,7 @@ class ExplainerCore:
 
     def _finish(self, inquiry: _Inquiry) -> list[Document]:
         """The last look at a run that has ended."""
-        inquiry.final = True
+        inquiry.final, inquiry.final_ns = True, self._clock()
         if not inquiry.explainer.claims:
             return [self._claims(inquiry)]
         inquiry.explainer.rescore(self._clock(), last=True)

@@ -14,7 +14,13 @@ from interlatent_live.feed.documents import (
     document_payload,
     parse_document,
 )
-from interlatent_live.pipeline.explainer import Calibration, ExplainerCore, Pace, calibrations_from
+from interlatent_live.pipeline.explainer import (
+    MOST_ENDED,
+    Calibration,
+    ExplainerCore,
+    Pace,
+    calibrations_from,
+)
 from interlatent_live.stream import SparseCodes, Steps
 from interlatent_live.wire.codec import check_payload
 from tests.support.planted_stream import HOOK, LEAN, TRANSCODER, episodes, manifest
@@ -140,6 +146,30 @@ def test_a_second_run_gets_claims_of_its_own():
     finals = {one.run_id: one for one in documents if getattr(one, "final", False)}
     assert set(finals) == {"one", "two"}
     assert all(claim_of(one, LEAN)["verdict"] == "verified" for one in finals.values())
+
+
+def test_all_runs_together_hold_no_more_rows_than_one_limit_allows():
+    clock, documents = Clock(), []
+    limit = 300_000
+    explainer = ExplainerCore(
+        ExplainerConfig(null_draws=0, limit_bytes=limit),
+        calibrations={},
+        pace=Pace(rescore_s=1.0, narrate_s=1.0),
+        writer="built-in (no LLM)",
+        words=False,
+        clock=clock,
+    )
+    runs = 2 * MOST_ENDED
+    for number in range(runs):
+        said = manifest(run_id=f"run-{number}", boot_id=f"boot-{number}")
+        explainer.hello(said, {HOOK: TRANSCODER})
+        rows = episodes(8, seed=number, start_ns=clock.ns, run_id=said.run_id, boot_id=said.boot_id)
+        drive(explainer, clock, rows, documents)
+        finish(explainer, documents, said.boot_id)
+        assert explainer.evidence_bytes <= limit
+    assert explainer.evidence_bytes > limit / 4
+    assert explainer.inquiries <= MOST_ENDED + 1
+    assert len({one.run_id for one in documents if one.final}) == runs
 
 
 def test_a_model_is_asked_once_per_feature_and_its_draft_starts_a_new_ledger():
