@@ -8,8 +8,7 @@ import pytest
 from playwright.sync_api import sync_playwright
 
 from interlatent_live.demo.run import AGENT, RECORDINGS, DemoOptions
-from interlatent_live.engine.launch import service_command
-from interlatent_live.engine.port import Restart, RestartPolicy, ServiceSpec
+from interlatent_live.engine.port import Restart, RestartPolicy, ServiceSpec, service_command
 from interlatent_live.feed.client import FeedClient
 from interlatent_live.feed.documents import Topic
 from tests.support.system import System
