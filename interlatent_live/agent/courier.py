@@ -166,7 +166,15 @@ class Courier:
         for sender in left:
             self._guard(sender, sender.end, read_clock())
             self._senders.remove(sender)
+        if left:
+            self._hang_up()
         return left
+
+    def _hang_up(self) -> None:
+        """Close connections that nobody who is left sends on."""
+        used = {_connection_key(one) for one in self._senders}
+        for key in self._connections.keys() - used:
+            self._connections.pop(key).close(GOODBYE_MS)
 
     @staticmethod
     def _guard(sender: Sender, action: Any, *given: Any) -> None:
@@ -199,13 +207,17 @@ class Courier:
         return max(PERIOD_S, min(longest, max(together, rest)))
 
     def _begin(self, sender: Sender, now: Now) -> None:
-        key = sender.endpoint, sender.keys, sender.lossless
+        key = _connection_key(sender)
         connection = self._connections.get(key)
         if connection is None:
             connection = self._connections[key] = Connection(self._context, *key)
             # Without a socket (no descriptor left, say) the link tries again later.
             self._guard(sender, connection.carry_out, connection.link.start(now))
         sender.begin(connection, now)
+
+
+def _connection_key(sender: Sender) -> tuple[str, ClientKeys | None, bool]:
+    return sender.endpoint, sender.keys, sender.lossless
 
 
 class Connection:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -65,6 +66,24 @@ def test_after_the_last_tap_another_thread_begins():
             tap.close()
             assert tap.stats().link.acknowledged == 20
             assert couriers() == []
+
+
+def test_a_connection_ends_with_the_last_tap_that_uses_it():
+    held = Path("/proc/self/fd")
+    with Service() as stays, Service() as goes:
+        first = make(stays.endpoint, agent="stays")
+        publish(first, 5)
+        assert until(lambda: first.stats().link.acknowledged == 5)
+        before = len(list(held.iterdir()))
+        for i in range(3):
+            tap = make(goes.endpoint, agent=f"goes-{i}")
+            publish(tap, 5)
+            tap.close()
+            assert tap.stats().link.acknowledged == 5
+        assert until(lambda: len(list(held.iterdir())) <= before)
+        publish(first, 5, 5)
+        first.close()
+        assert first.stats().link.acknowledged == 10
 
 
 def test_a_receiver_that_is_not_there_delays_no_other():
