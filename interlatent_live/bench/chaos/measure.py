@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 RECOVERS_WITHIN_S: Final = 60.0
 SETTLES_WITHIN_S: Final = 20.0
+AT_REST_S: Final = 2.0
+"""Longer than a viewer's socket waits before it connects again."""
 FREED_WITHIN_S: Final = 10.0
 """An encoder forgets a silent connection after 5 s; sooner nothing can be called a leak."""
 
@@ -68,7 +70,7 @@ def measure(rig: Rig, agent: AgentProcess, fault: Fault, *, hold_s: float) -> Ou
         RuntimeError: when the agent's rows do not arrive before anything was broken, or the agent
             process fails.
     """
-    before = rig.holdings()
+    before = _at_rest(rig)
     agent_before = _holding(agent)
     with ExitStack() as stack:
         endpoint = fault.prepare(rig, stack)
@@ -79,7 +81,6 @@ def measure(rig: Rig, agent: AgentProcess, fault: Fault, *, hold_s: float) -> Ou
                 f"{fault.name}: no row of the agent reached the witness before anything was "
                 f"broken; it says {agent.look()}"
             )
-        correlator, lost_before = _correlator(rig), _lost_at_correlator(rig)
         agent.keep_times(keep=True)
         struck = time.monotonic()
         fault.strike(rig, agent)
@@ -96,9 +97,7 @@ def measure(rig: Rig, agent: AgentProcess, fault: Fault, *, hold_s: float) -> Ou
         found = _settled(rig, opened.boot_id, closed.steps)
         undeclared = _undeclared(closed, found)
         if fault.whole_at_correlator:
-            if _correlator(rig) != correlator:
-                lost_before = {}  # another process, which counts from the start
-            undeclared += _undeclared_at_correlator(rig, opened.run_id, found, lost_before)
+            undeclared += _undeclared_at_correlator(rig, opened.run_id, found)
     leaked, memory = _leaked(rig, agent, before, agent_before)
     outcome = Outcome(
         fault=fault,
@@ -160,18 +159,7 @@ def _undeclared(closed: Closed, found: Found) -> int:
     return at_agent + at_witness + found.twice
 
 
-def _correlator(rig: Rig) -> int | None:
-    """Its process id, once it answers; ``None`` when it does not for long."""
-    rig.wait(lambda: rig.health("correlator") is not None, SETTLES_WITHIN_S)
-    return rig.pids().get("correlator")
-
-
-def _lost_at_correlator(rig: Rig) -> dict[str, int]:
-    newest = max(rig.state.profiles.values(), key=lambda one: one.published_ns, default=None)
-    return {} if newest is None else dict(newest.lost)
-
-
-def _undeclared_at_correlator(rig: Rig, run_id: str, found: Found, before: dict[str, int]) -> int:
+def _undeclared_at_correlator(rig: Rig, run_id: str, found: Found) -> int:
     """Rows that the witness has, and the correlator neither has nor was told of."""
     total = found.received + found.declared
 
@@ -183,9 +171,8 @@ def _undeclared_at_correlator(rig: Rig, run_id: str, found: Found, before: dict[
     if not documents:
         return total
     document = min(documents, key=lambda one: one.steps)
-    told = sum(document.lost.values()) - sum(before.values())
-    silent = document.lost.get("undeclared", 0) - before.get("undeclared", 0)
-    return abs(total - document.steps - told) + silent
+    told = sum(document.lost.values())
+    return abs(total - document.steps - told) + document.lost.get("undeclared", 0)
 
 
 def _holding(agent: AgentProcess) -> Holding:
@@ -193,6 +180,21 @@ def _holding(agent: AgentProcess) -> Holding:
     if held is None:
         raise RuntimeError("the agent process is gone")
     return held
+
+
+def _at_rest(rig: Rig) -> dict[str, tuple[int, Holding]]:
+    """What the services hold once nobody connects anew, as after a fault that broke one of them."""
+    deadline = time.monotonic() + FREED_WITHIN_S
+    found, since = rig.holdings(), time.monotonic()
+    while time.monotonic() < min(since + AT_REST_S, deadline):
+        time.sleep(0.1)
+        now = rig.holdings()
+        if {name: one.fds for name, (_, one) in now.items()} != {
+            name: one.fds for name, (_, one) in found.items()
+        }:
+            since = time.monotonic()
+        found = now
+    return found
 
 
 def _leaked(
