@@ -18,9 +18,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 GENERIC = ("services", "prompts", "tests", "deploy", "examples", "docs", "build")
-LEFT_OUT = shutil.ignore_patterns(
-    ".*", "__pycache__", "*.egg-info", "build", "dist", "runs", "out", "node_modules"
-)
+NEVER = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "node_modules")
+OUTPUT = shutil.ignore_patterns("build", "dist", "runs", "out")
+"""In the checkout's own folder only: the page's dist is part of the package."""
 
 
 def run(*command: str | Path, cwd: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
@@ -44,12 +44,17 @@ def run(*command: str | Path, cwd: Path, check: bool = True) -> subprocess.Compl
     return done
 
 
+def left_out(folder: str, names: list[str]) -> set[str]:
+    """What a copy of the checkout does without."""
+    return NEVER(folder, names) | (OUTPUT(folder, names) if Path(folder) == ROOT else set())
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel, built from the source distribution, which is built from a copy of the tree."""
     folder = tmp_path_factory.mktemp("build")
     source = folder / "source"
-    shutil.copytree(ROOT, source, symlinks=True, ignore=LEFT_OUT)
+    shutil.copytree(ROOT, source, symlinks=True, ignore=left_out)
     # Without --wheel or --sdist, build makes the wheel from the sdist. Without isolation it needs
     # no network: the build's one requirement is in the dev extra.
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", folder / "dist", source,
