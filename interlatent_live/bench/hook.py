@@ -26,6 +26,7 @@ from torch import nn
 from interlatent_live.agent.attach import attach
 from interlatent_live.agent.metrics import MetricSet
 from interlatent_live.bench.hook_sink import running_sink
+from interlatent_live.bench.paired import added_median, added_p99, upper_bound
 from interlatent_live.bench.progress import progress_bar
 from interlatent_live.bench.report import BenchReport, BenchRow, bench_report, bench_row
 
@@ -41,7 +42,6 @@ METRICS: Final = 12
 BLOCK: Final = 50
 """Steps of one block: long enough for a sender turn or two, short enough to pair."""
 WARM_UP: Final = 300
-RESAMPLES: Final = 400
 NOBODY: Final = "tcp://127.0.0.1:9"
 _C_WORK: Final = bytes(160_000)
 """Hashing this takes 100-200 µs without the interpreter lock."""
@@ -190,13 +190,13 @@ def _case_rows(width: int, case: str, rounds: int) -> Iterator[BenchRow]:
                 stack.callback(os.kill, process.pid, signal.SIGCONT)
         times = _interleaved([bare, floor, nobody, this], width, rounds)
     t_bare, t_floor, t_nobody, t_this = times
-    floor_us = _added_median(t_floor, t_bare)
-    floor_p99 = _added_p99(t_floor, t_bare)
+    floor_us = added_median(t_floor, t_bare)
+    floor_p99 = added_p99(t_floor, t_bare)
     name = f"2 × {width}"
     if case == "listening":
         yield bench_row(
             f"{name}, nobody listening: added time per step",
-            _added_median(t_nobody, t_bare),
+            added_median(t_nobody, t_bare),
             "µs",
             reference="bare hooks copying the same tensors",
             reference_value=floor_us,
@@ -204,7 +204,7 @@ def _case_rows(width: int, case: str, rounds: int) -> Iterator[BenchRow]:
         )
         yield bench_row(
             f"{name}, nobody listening: added p99",
-            _added_p99(t_nobody, t_bare),
+            added_p99(t_nobody, t_bare),
             "µs",
             reference="bare hooks, added p99",
             reference_value=floor_p99,
@@ -212,7 +212,7 @@ def _case_rows(width: int, case: str, rounds: int) -> Iterator[BenchRow]:
         )
     yield bench_row(
         f"{name}, {case}: added time per step",
-        _added_median(t_this, t_bare),
+        added_median(t_this, t_bare),
         "µs",
         reference="bare hooks copying the same tensors",
         reference_value=floor_us,
@@ -220,7 +220,7 @@ def _case_rows(width: int, case: str, rounds: int) -> Iterator[BenchRow]:
     )
     yield bench_row(
         f"{name}, {case}: added p99",
-        _added_p99(t_this, t_bare),
+        added_p99(t_this, t_bare),
         "µs",
         reference="bare hooks, added p99",
         reference_value=floor_p99,
@@ -228,7 +228,7 @@ def _case_rows(width: int, case: str, rounds: int) -> Iterator[BenchRow]:
     )
     yield bench_row(
         f"{name}, {case}: added median over nobody listening, upper bound",
-        _upper(t_this, t_nobody, _added_median),
+        upper_bound(t_this, t_nobody, added_median),
         "µs",
         reference="median step with nobody listening",
         reference_value=float(np.median(t_nobody)),
@@ -236,36 +236,12 @@ def _case_rows(width: int, case: str, rounds: int) -> Iterator[BenchRow]:
     )
     yield bench_row(
         f"{name}, {case}: added p99 over nobody listening, upper bound",
-        _upper(t_this, t_nobody, _added_p99),
+        upper_bound(t_this, t_nobody, added_p99),
         "µs",
         reference="p99 step with nobody listening",
         reference_value=float(np.percentile(t_nobody, 99)),
         goal="value <= 50",
     )
-
-
-def _added_median(with_it: NDArray[np.float64], without: NDArray[np.float64]) -> float:
-    """Median over rounds of the difference of the block medians."""
-    return float(np.median(np.median(with_it, axis=1) - np.median(without, axis=1)))
-
-
-def _added_p99(with_it: NDArray[np.float64], without: NDArray[np.float64]) -> float:
-    """Difference of the 99th percentiles over all rounds."""
-    return float(np.percentile(with_it, 99) - np.percentile(without, 99))
-
-
-def _upper(
-    with_it: NDArray[np.float64],
-    without: NDArray[np.float64],
-    added: Callable[[NDArray[np.float64], NDArray[np.float64]], float],
-) -> float:
-    """Upper end of the 95 % bootstrap interval of ``added``, resampling paired rounds."""
-    rng = np.random.default_rng(0)
-    draws = []
-    for _ in range(RESAMPLES):
-        chosen = rng.integers(0, len(with_it), len(with_it))
-        draws.append(added(with_it[chosen], without[chosen]))
-    return float(np.percentile(draws, 97.5))
 
 
 # -- the Humanoid ----------------------------------------------------------------------------------

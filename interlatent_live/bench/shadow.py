@@ -21,19 +21,18 @@ import torch
 
 from interlatent_live.agent.attach import attach
 from interlatent_live.agent.shadow import ShadowOptions
+from interlatent_live.bench.paired import added_median, added_p99, upper_bound
 from interlatent_live.bench.progress import progress_bar
 from interlatent_live.bench.report import BenchReport, bench_report, bench_row
 from interlatent_live.transcoders.acting import acting_policy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
     from interlatent_live.bench.report import BenchRow
     from interlatent_live.transcoders.acting import ActingPolicy
-
-    _Added = Callable[[NDArray[np.float64], NDArray[np.float64]], float]
 
 HOOK: Final = "hidden.1"
 TRANSCODER: Final = Path(__file__).parent.parent / "data" / "transcoders" / "cartpole" / HOOK
@@ -46,7 +45,6 @@ PERIOD_S: Final = 0.1
 WARM_UP: Final = 200
 """Steps that are not timed: the shadow has samples and measures by then."""
 BLOCK: Final = 400
-RESAMPLES: Final = 400
 WITHOUT, AGAIN, WITH = range(3)
 
 
@@ -140,11 +138,11 @@ def _block(policy: ActingPolicy, *, shadow: bool, seed: int) -> _Block:
 def _rows(times: NDArray[np.float64]) -> Iterator[BenchRow]:
     """Rows of ``times`` [variant, round, step]."""
     without, again, with_it = times
-    for name, added, bar in (("median", _added_median, 5), ("p99", _added_p99, 50)):
-        floor = _upper(again, without, added)
+    for name, added, bar in (("median", added_median, 5), ("p99", added_p99, 50)):
+        floor = upper_bound(again, without, added)
         yield bench_row(
             f"added {name} of a step with the shadow on, upper bound",
-            _upper(with_it, without, added),
+            upper_bound(with_it, without, added),
             "µs",
             reference="the same of two blocks without a shadow (A/A)",
             reference_value=floor,
@@ -166,23 +164,3 @@ def _rows(times: NDArray[np.float64]) -> Iterator[BenchRow]:
         reference_value=float(np.median(without)),
         goal="shown",
     )
-
-
-def _added_median(with_it: NDArray[np.float64], without: NDArray[np.float64]) -> float:
-    """Median over rounds of the difference of the block medians."""
-    return float(np.median(np.median(with_it, axis=1) - np.median(without, axis=1)))
-
-
-def _added_p99(with_it: NDArray[np.float64], without: NDArray[np.float64]) -> float:
-    """Difference of the 99th percentiles over all rounds."""
-    return float(np.percentile(with_it, 99) - np.percentile(without, 99))
-
-
-def _upper(with_it: NDArray[np.float64], without: NDArray[np.float64], added: _Added) -> float:
-    """Upper end of the 95 % bootstrap interval of ``added``, resampling paired rounds."""
-    random = np.random.default_rng(0)
-    draws = []
-    for _ in range(RESAMPLES):
-        chosen = random.integers(0, len(with_it), len(with_it))
-        draws.append(added(with_it[chosen], without[chosen]))
-    return float(np.percentile(draws, 97.5))

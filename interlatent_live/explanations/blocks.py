@@ -42,10 +42,11 @@ def autocorrelation_steps(evidence: Evidence) -> int:
         for index, spec in enumerate(evidence.specs)
         if spec.role is not Role.CLOCK
     ]
-    return max((_decorrelation(column) for column in columns), default=1)
+    return max((decorrelation_steps(column) for column in columns), default=1)
 
 
-def _decorrelation(column: NDArray[np.float64]) -> int:
+def decorrelation_steps(column: NDArray[np.float64]) -> int:
+    """Steps [n] after which a metric's autocorrelation is below 1/e; 1 where it never varies."""
     known = np.isfinite(column)
     if not known.any():
         return 1

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from interlatent_live.explanations.blocks import decorrelation_steps
 from interlatent_live.explanations.rules import MAX_ROWS
 from interlatent_live.explanations.search import (
     Binned,
@@ -224,16 +225,7 @@ def _method(evidence: Evidence, kind: NullKind) -> NullKind:
 
 def _decorrelation_steps(evidence: Evidence) -> int:
     """Steps after which the slowest metric's autocorrelation is below 1/e, by units, at most."""
-    slowest = 1
-    for column in evidence.metrics.T:
-        values = np.nan_to_num(column - np.nanmean(column)) if np.isfinite(column).any() else None
-        if values is None or not values.any():
-            continue
-        power = np.abs(np.fft.rfft(values, 2 * len(values))) ** 2
-        correlation = np.fft.irfft(power)[: len(values)]
-        below = np.flatnonzero(correlation < correlation[0] / np.e)
-        slowest = max(slowest, int(below[0]) if len(below) else len(values))
-    return slowest
+    return max(map(decorrelation_steps, evidence.metrics.T), default=1)
 
 
 def _compact(trees: Trees) -> Trees:

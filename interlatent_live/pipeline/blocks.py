@@ -10,12 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
-
-from interlatent_live.stream import FeatureBatch, SparseCodes, Steps
+from interlatent_live.pipeline.gathering import joined
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from interlatent_live.stream import FeatureBatch
 
 MOST_ROWS: Final = 2048
 """Rows of a block, which bounds how long questions wait for it."""
@@ -75,34 +75,5 @@ def join(batches: Sequence[FeatureBatch]) -> FeatureBatch:
     """Batches that follow each other, as one."""
     if len(batches) == 1:
         return batches[0]
-    first = batches[0]
-    steps = [batch.steps for batch in batches]
-    return replace(
-        first,
-        steps=Steps(
-            first_seq=first.steps.first_seq,
-            env=np.concatenate([one.env for one in steps]),
-            episode=np.concatenate([one.episode for one in steps]),
-            t=np.concatenate([one.t for one in steps]),
-            time_ns=np.concatenate([one.time_ns for one in steps]),
-            controller=np.concatenate([one.controller for one in steps]),
-            flags=np.concatenate([one.flags for one in steps]),
-            metrics=np.concatenate([one.metrics for one in steps]),
-        ),
-        codes={name: _join_codes([batch.codes[name] for batch in batches]) for name in first.codes},
-        encoded_ns=max(batch.encoded_ns for batch in batches),
-    )
-
-
-def _join_codes(codes: Sequence[SparseCodes]) -> SparseCodes:
-    counts = np.concatenate([np.diff(one.indptr) for one in codes])
-    indptr = np.zeros(len(counts) + 1, np.uint32)
-    np.cumsum(counts, out=indptr[1:])
-    return SparseCodes(
-        n_features=codes[0].n_features,
-        indptr=indptr,
-        index=np.concatenate([one.index for one in codes]),
-        value=np.concatenate([one.value for one in codes]),
-        error=np.concatenate([one.error for one in codes]),
-        error_affine=np.concatenate([one.error_affine for one in codes]),
-    )
+    encoded_ns = max(batch.encoded_ns for batch in batches)
+    return replace(joined(batches), encoded_ns=encoded_ns)

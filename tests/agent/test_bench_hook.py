@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from interlatent_live.bench import hook
+from interlatent_live.bench import hook, paired
 from interlatent_live.bench.registry import BENCHES
 
 
@@ -13,9 +13,9 @@ def test_added_time_is_the_paired_difference():
     rng = np.random.default_rng(0)
     bare = rng.normal(100.0, 1.0, (40, 50)) + rng.normal(0, 30, (40, 1))
     tapped = bare + 7.0
-    assert hook._added_median(tapped, bare) == pytest.approx(7.0)
-    assert hook._added_p99(tapped, bare) == pytest.approx(7.0)
-    assert hook._upper(tapped, bare, hook._added_median) == pytest.approx(7.0)
+    assert paired.added_median(tapped, bare) == pytest.approx(7.0)
+    assert paired.added_p99(tapped, bare) == pytest.approx(7.0)
+    assert paired.upper_bound(tapped, bare, paired.added_median) == pytest.approx(7.0)
 
 
 @pytest.mark.slow

@@ -14,12 +14,10 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from interlatent_live.bench.paired import added_median, added_p99, upper_bound
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from numpy.typing import NDArray
-
-    Added = Callable[[NDArray[np.float64], NDArray[np.float64]], float]
 
 BLOCK: Final = 50
 """Steps of one block: long enough for a sender turn or two, short enough to pair."""
@@ -70,25 +68,8 @@ def summarise(
         fault_us=float(np.median(fault)),
         nobody_p99_us=float(np.percentile(nobody, 99)),
         fault_p99_us=float(np.percentile(fault, 99)),
-        added_median_upper_us=_upper(fault, nobody, _added_median),
-        added_p99_upper_us=_upper(fault, nobody, _added_p99),
-        floor_median_upper_us=_upper(again, nobody, _added_median),
-        floor_p99_upper_us=_upper(again, nobody, _added_p99),
+        added_median_upper_us=upper_bound(fault, nobody, added_median, RESAMPLES),
+        added_p99_upper_us=upper_bound(fault, nobody, added_p99, RESAMPLES),
+        floor_median_upper_us=upper_bound(again, nobody, added_median, RESAMPLES),
+        floor_p99_upper_us=upper_bound(again, nobody, added_p99, RESAMPLES),
     )
-
-
-def _added_median(with_it: NDArray[np.float64], without: NDArray[np.float64]) -> float:
-    return float(np.median(np.median(with_it, axis=1) - np.median(without, axis=1)))
-
-
-def _added_p99(with_it: NDArray[np.float64], without: NDArray[np.float64]) -> float:
-    return float(np.percentile(with_it, 99) - np.percentile(without, 99))
-
-
-def _upper(with_it: NDArray[np.float64], without: NDArray[np.float64], added: Added) -> float:
-    random = np.random.default_rng(0)
-    draws = []
-    for _ in range(RESAMPLES):
-        chosen = random.integers(0, len(with_it), len(with_it))
-        draws.append(added(with_it[chosen], without[chosen]))
-    return float(np.percentile(draws, 97.5))

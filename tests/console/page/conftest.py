@@ -7,22 +7,13 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import sync_playwright
 
+from interlatent_live.bench.page import ARGUMENTS, NAMES
 from interlatent_live.demo.run import AGENT, RECORDINGS, DemoOptions
 from interlatent_live.engine.port import Restart, RestartPolicy, ServiceSpec, service_command
 from interlatent_live.feed.client import FeedClient
 from interlatent_live.feed.documents import Topic
 from tests.support.system import System
 
-ARGUMENTS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
-NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 STEPS_S = 30
 
 
@@ -32,7 +23,7 @@ def chromium():
     if path is None:
         pytest.skip("no Chromium; on Debian: apt-get install chromium")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+        browser = playwright.chromium.launch(executable_path=path, args=list(ARGUMENTS))
         yield browser
         browser.close()
 
