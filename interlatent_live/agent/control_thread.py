@@ -66,6 +66,8 @@ WAIT_WHILE_BUSY_MS: Final = 5
 """While something was commanded that the acting thread has not used yet."""
 MOST_UNCONFIRMED: Final = 4096
 COMMANDS_PER_TURN: Final = 64
+_LET_GO: Final = frozenset({Operation.RESUME, Operation.APPROVE})
+"""What lets a held or stopped agent act by its policy again, for longer than one step."""
 TUNING: Final = SocketTuning(
     send_queue=64, receive_queue=64, send_buffer=65536, receive_buffer=65536,
     reconnect_first=20, reconnect_longest=500, largest_message=1024 * 1024,
@@ -226,10 +228,10 @@ class ControlThread:
         now = time.monotonic_ns()
         if command.energising and message.boot_id != self._hello.boot_id:
             return self._answer(command, "it was meant for an earlier life of this agent")
-        if command.operation is Operation.RESUME and machine.mode is Mode.STOPPED:
+        if command.operation in _LET_GO and machine.mode is not Mode.RUNNING:
             reason = machine.refusal(command, now)
             if not reason and not (self._latch is not None and self._latch.resume()):
-                reason = "the stop latch cannot be written, so the stop stays"
+                reason = f"the stop latch cannot be written, so the agent stays {machine.mode}"
             if reason:
                 return self._answer(command, reason)
         answer = machine.receive(command, now)
@@ -271,9 +273,12 @@ class ControlThread:
         )
 
     def _keep_latch(self) -> None:
-        """Whatever made the agent stop: the disk must say so, and is asked until it does."""
+        """Whatever made the agent stop or hold: the disk must say so, and is asked until it does.
+
+        A held agent that dies comes back stopped: a hold never ends in motion.
+        """
         latch = self._latch
-        if latch is not None and self._machine.mode is Mode.STOPPED and not latch.stopped:
+        if latch is not None and self._machine.mode is not Mode.RUNNING and not latch.stopped:
             latch.stop()
 
     # -- the acting thread ---------------------------------------------------------------------
@@ -366,7 +371,7 @@ class ControlThread:
         machine, latch = self._machine, self._latch
         question = machine.question
         hold_until = machine.decision.hold_until_ns
-        stopped = machine.mode is Mode.STOPPED
+        still = machine.mode is not Mode.RUNNING
         trouble = self._trouble
         if self._control.ungated:
             trouble = (
@@ -379,7 +384,7 @@ class ControlThread:
             mode=machine.mode,
             row=self._control.row,
             obeyed=self._used >= machine.version,
-            latched=latch is None or latch.stopped == stopped,
+            latched=latch is None or latch.stopped == still,
             hold_left_ms=None if hold_until == NEVER else (hold_until - now) // 1_000_000,
             active=[self._shown_active(one, now) for one in machine.active][:64],
             question=None

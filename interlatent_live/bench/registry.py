@@ -17,6 +17,7 @@ BENCHES: Final[dict[str, str]] = {
     "encoder": "interlatent_live.bench.encoder:run",
     "explainer": "interlatent_live.bench.explainer:run",
     "hook": "interlatent_live.bench.hook:run",
+    "interventions": "interlatent_live.bench.interventions.bench:run",
     "narration": "interlatent_live.bench.narration:run",
     "page": "interlatent_live.bench.page:run",
     "pipeline": "interlatent_live.bench.pipeline:run",

@@ -113,11 +113,23 @@ def test_a_stop_latches_on_the_disk_and_outlives_the_process(rig, overseer):
     latch.close()
 
 
+def test_a_held_agent_that_dies_comes_back_stopped(rig, overseer):
+    assert rig.do(Operation.HOLD, ttl=60).accepted
+    rig.step()
+    overseer.until(lambda: overseer.state.mode is Mode.HELD and overseer.state.latched, rig.step)
+    rig.tap.close()
+    again = Rig(rig.folder, overseer)
+    assert (again.step()[1] == 0).all()
+    assert again.overseer.state.mode is Mode.STOPPED
+    assert again.do(Operation.RESUME, base_version=again.fresh()).accepted
+    again.tap.close()
+
+
 def test_a_resume_that_cannot_be_unlatched_is_refused(rig, monkeypatch):
     rig.do(Operation.STOP)
     monkeypatch.setattr(StopLatch, "resume", lambda self: False)
     answer = rig.do(Operation.RESUME, base_version=rig.fresh())
-    assert "the stop stays" in answer.reason
+    assert "the agent stays stopped" in answer.reason
     assert (rig.step()[1] == 0).all()
 
 
