@@ -22,6 +22,7 @@ from interlatent_live.feed.documents import ClaimsDocument, NarrationDocument, T
 from interlatent_live.logs import get_logger
 from interlatent_live.pipeline.calibration import load_calibrations
 from interlatent_live.pipeline.explainer import ExplainerCore, Pace, calibrations_from
+from interlatent_live.services.explainer_metrics import ExplainerMetrics
 from interlatent_live.services.network import Network
 from interlatent_live.services.receiver_service import FeatureService
 from interlatent_live.services.requests import RequestSocket
@@ -64,6 +65,7 @@ def serve(settings: Settings) -> None:
         try:
             claims = shell.prepare()
             if shell.words is not None:
+            shell.metrics = ExplainerMetrics(lambda: shell.evidence_bytes, runtime.registry)
                 WriterMetrics(shell.words.costs, runtime.registry)
             runtime.ready(writer=shell.writer, claims_prepared=claims)
             with shell:
@@ -117,7 +119,9 @@ class ExplainerShell:
         self._documents: deque[ClaimsDocument | NarrationDocument] = deque(maxlen=1000)
         self.requests: RequestSocket | None = None
         self._answers: deque[Answer] = deque()
+        self.metrics: ExplainerMetrics | None = None
         self._costs_due = 0.0
+        self._evidence_bytes = 0
         self._stop = threading.Event()
         self._crash: BaseException | None = None
         self._worker = threading.Thread(target=self._think, name="think", daemon=True)
@@ -128,6 +132,11 @@ class ExplainerShell:
         return self._words
 
     def prepare(self) -> int:
+    @property
+    def evidence_bytes(self) -> int:
+        """Bytes of all rows that are held, as the worker last counted them."""
+        return self._evidence_bytes
+
         """Propose claims from the configured calibration; returns how many there are."""
         return self._core.prepare()
 
@@ -176,6 +185,8 @@ class ExplainerShell:
         while self._documents:
             document = self._documents.popleft()
             if isinstance(document, ClaimsDocument):
+            if self.metrics is not None:
+                self.metrics.note(document)
                 key = f"{document.run_id}/{document.hook_point}"
                 feed.documents(Topic.CLAIMS, document, key=key)
             else:
@@ -210,6 +221,8 @@ class ExplainerShell:
                 found = self._core.work()
                 self._documents.extend(found)
         except BaseException as error:  # noqa: BLE001 - raised again on the loop's thread
+                if found:
+                    self._evidence_bytes = self._core.evidence_bytes
             self._crash = error
 
     def _take_in(self) -> None:

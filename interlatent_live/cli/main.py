@@ -19,6 +19,7 @@ from interlatent_live.cli import (
     demo,
     diff,
     doctor,
+    health,
     incident,
     intervene,
     keys,
