@@ -8,11 +8,12 @@ MCAP: https://mcap.dev/spec, version 0.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import time
 from enum import StrEnum
-from typing import IO, TYPE_CHECKING, Final, Self, cast
+from typing import IO, TYPE_CHECKING, Any, Final, Self, cast
 
 import msgspec
 from mcap.writer import CompressionType, Writer
@@ -104,11 +105,13 @@ class RecordingWriter:
     ) -> None:
         self.path = path
         self.messages = 0
+        self._handed_over = 0
         self._durable = durable
         self._chunk_seconds = chunk_seconds
         self._chunk_begun: float | None = None
         self._schemas: dict[str, int] = {}
         self._channels: dict[str, int] = {}
+        self._json_channels: dict[str, int] = {}
         self._sequences: dict[int, int] = {}
         if path.exists():
             raise UserError(f"the recording {path} exists; remove it or choose another name")
@@ -117,6 +120,9 @@ class RecordingWriter:
             self._file = path.open("xb", buffering=0)
         except OSError as error:
             raise UserError(f"cannot write the recording {path}: {error.strerror}") from None
+        with contextlib.suppress(OSError):
+            # Whoever clears up can tell that this file is being written; not every disk has locks.
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # The package types its sink as a whole file object and uses these three methods of it.
         sink = cast("IO[bytes]", _Unbuffered(self._file))
         self._writer = Writer(sink, chunk_size=chunk_bytes, compression=_COMPRESSION[compression])
@@ -163,6 +169,37 @@ class RecordingWriter:
         if now - self._chunk_begun >= self._chunk_seconds:
             self.flush()
 
+    def write_json(
+        self, topic: str, schema: Mapping[str, Any], value: Mapping[str, Any], *, time_ns: int
+    ) -> None:
+        """Append a message in JSON for other programs, on a channel that our readers pass over.
+
+        ``schema`` is a JSON Schema whose ``title`` names it.
+
+        Raises:
+            UserError: when the file cannot be written.
+        """
+        channel = self._json_channels.get(topic)
+        if channel is None:
+            name = str(schema["title"])
+            text = json.dumps(schema, sort_keys=True)
+            if text not in self._schemas:
+                self._schemas[text] = self._writer.register_schema(
+                    name, "jsonschema", text.encode()
+                )
+            channel = self._writer.register_channel(topic, "json", self._schemas[text])
+            self._json_channels[topic] = channel
+        data = json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
+        try:
+            self._writer.add_message(channel, log_time=time_ns, data=data, publish_time=time_ns)
+        except OSError as error:
+            raise self._failure(error) from error
+
+    @property
+    def size(self) -> int:
+        """Bytes that are with the operating system."""
+        return self._handed_over
+
     def flush(self) -> None:
         """Close the chunk in the making and give it to the operating system.
 
@@ -175,6 +212,7 @@ class RecordingWriter:
             self._writer.flush()  # type: ignore[no-untyped-call] # the package is half typed
             if self._durable:
                 os.fdatasync(self._file.fileno())
+            self._handed_over = self._file.tell()
         except OSError as error:
             raise self._failure(error) from error
         self._chunk_begun = None
@@ -190,6 +228,7 @@ class RecordingWriter:
         try:
             self._writer.finish()  # type: ignore[no-untyped-call] # the package is half typed
             os.fsync(self._file.fileno())
+            self._handed_over = self._file.tell()
         except OSError as error:
             raise self._failure(error) from error
         finally:
