@@ -336,7 +336,7 @@ def _placed(panel: dict[str, Any], x: int, y: int, w: int, h: int) -> dict[str, 
 
 
 def _panel(panel: Panel) -> dict[str, Any]:
-    steps = [{"color": "green", "value": None}]
+    steps: list[dict[str, Any]] = [{"color": "green", "value": None}]
     steps += [{"color": color, "value": value} for value, color in panel.thresholds]
     defaults: dict[str, Any] = {"unit": panel.unit, "min": 0}
     if panel.thresholds:

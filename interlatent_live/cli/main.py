@@ -72,6 +72,7 @@ app.add_typer(audit.app)
 app.add_typer(claims.app)
 app.command()(incident.incident)
 app.command()(recordings.inspect)
+app.command()(health.health)
 app.command()(doctor.doctor)
 app.command()(bench.bench)
 
