@@ -46,8 +46,10 @@ DELIMITER: Final = "__"
 NONE: Final = "none"
 KIBI: Final = 1024
 MEBI: Final = 1024 * KIBI
+CONTROL_REQUESTS: Final = 256
+"""Commands that may be on their way at once."""
 
-ServiceName = Literal["encoder", "correlator", "explainer", "console"]
+ServiceName = Literal["encoder", "correlator", "explainer", "console", "control"]
 
 # ------------------------------------------------------------------------------------ addresses
 
@@ -308,6 +310,8 @@ class ControlSettings(_Section):
 
     audit: Path | None = None
     """Folder of the audit; none: audit in the console's state folder."""
+    audit_bytes: Bytes = 16 * MEBI
+    """Entries that wait for a disk that is slow; beyond it what adds energy is refused."""
     second_above: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of an agent's own bound above which an intervention needs a second person; 1: none."""
 
@@ -438,6 +442,11 @@ class Settings(BaseSettings):
             "console": (
                 Buffer("events for clients", self.console.replay_bytes),
                 Buffer("steps for pages", self.console.live_bytes),
+            ),
+            "control": (
+                Buffer("agents as they describe themselves", 512 * KIBI, 4 * limits.agents),
+                Buffer("requests not yet answered", 256 * KIBI, CONTROL_REQUESTS),
+                Buffer("entries not yet in the audit", self.control.audit_bytes),
             ),
         }
         return BufferBudget(own[service])

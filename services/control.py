@@ -7,11 +7,12 @@ of its own, in order. What each message means is :mod:`interlatent_live.control.
 
 from __future__ import annotations
 
+import json
 import os
+import threading
 import time
 from collections import Counter
 from queue import Empty, SimpleQueue
-from threading import Thread
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import zmq
@@ -19,13 +20,14 @@ import zmq
 from interlatent_live.audit.log import AuditLog
 from interlatent_live.console.secrets import load_token, state_folder
 from interlatent_live.control.desk import ControlDesk, ToAgentPeer, ToOperatorPeer, Write
-from interlatent_live.control.wire import Envelope, Way, control_key
+from interlatent_live.control.wire import LARGEST_FROM_OUTSIDE, Envelope, Way, control_key
 from interlatent_live.errors import UserError, WireError
 from interlatent_live.logs import get_logger
+from interlatent_live.services.control_metrics import ControlMetrics
 from interlatent_live.services.network import Network
 from interlatent_live.services.runtime import ServiceRuntime
 from interlatent_live.wire.security import Domain
-from interlatent_live.wire.sockets import receive_from, send_to
+from interlatent_live.wire.sockets import SocketTuning, receive_from, send_to
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
 POLL_MS: Final = 100
 MESSAGES_PER_TURN: Final = 64
 REOPEN_S: Final = 1.0
+MEASURE_EVERY_S: Final = 0.25
+TUNING: Final = SocketTuning(receive_queue=64, largest_message=LARGEST_FROM_OUTSIDE + 4096)
+"""Whoever connects without a key can make the service hold no more than this for them."""
 
 
 def audit_folder(settings: Settings) -> Path:
@@ -52,12 +57,17 @@ def serve(settings: Settings) -> None:
     """
     log = get_logger("services.control")
     with (
-        ServiceRuntime("control", health=settings.endpoints.control_health) as runtime,
+        ServiceRuntime(
+            "control",
+            health=settings.endpoints.control_health,
+            budget=settings.buffers("control"),
+        ) as runtime,
         Network(settings.security.keys) as network,
-        AuditThread(audit_folder(settings)) as audit,
+        AuditThread(audit_folder(settings), settings.control.audit_bytes) as audit,
     ):
         key = None if network.protected else control_key(load_token(state_folder(settings)))
-        loop = _Loop(settings, network, audit, key)
+        metrics = ControlMetrics(runtime.registry)
+        loop = _Loop(settings, network, audit, metrics, key)
         runtime.ready(control=settings.endpoints.control, audit=str(audit_folder(settings)))
         poller = zmq.Poller()
         for source in (*loop.sockets, audit.wakeup_fd, runtime.wakeup_fd):
@@ -76,19 +86,33 @@ class AuditThread:
     An audit that failed (a full disk) is opened again, so that commands work again when there is
     room. ``wakeup_fd`` is readable when there is something to :meth:`take`.
 
+    Args:
+        folder: of the audit.
+        most_bytes: of entries that wait. What comes beyond is answered with a problem, so that what
+            it would permit is refused and what agents tell is told again; entries that nobody
+            waits for are counted, and an entry says how many are missing.
+
     Raises:
         UserError: when the audit cannot be opened at first, or another process has it open.
         CorruptFileError: when it is damaged.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, most_bytes: int) -> None:
+        self.kept = 0
+        """Entries that are on the disk."""
+        self.failed = 0
+        """Entries that the disk did not take, or for which there was no room."""
         self._folder = folder
         self._log = AuditLog(folder)
-        self._todo: SimpleQueue[Write | None] = SimpleQueue()
+        self._most_bytes = most_bytes
+        self._lock = threading.Lock()
+        self._bytes = 0
+        self._missing = 0
+        self._todo: SimpleQueue[tuple[Write, int] | None] = SimpleQueue()
         self._done: SimpleQueue[tuple[int, str, str]] = SimpleQueue()
         self.wakeup_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._failed_at = 0.0
-        self._thread = Thread(target=self._run, name="audit", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="audit", daemon=True)
 
     def __enter__(self) -> Self:
         """Begin to write."""
@@ -103,7 +127,14 @@ class AuditThread:
 
     def write(self, entry: Write) -> None:
         """Take an entry; never waits."""
-        self._todo.put(entry)
+        size = len(json.dumps(entry.body, default=str))
+        with self._lock:
+            room = self._bytes + size <= self._most_bytes
+            self._bytes += size if room else 0
+        if room:
+            self._todo.put((entry, size))
+        else:
+            self._say(entry.token, "", "the audit's disk is too slow")
 
     def take(self) -> Iterator[tuple[int, str, str]]:
         """Token, seal and problem (empty when it is on the disk) of entries that were dealt with.
@@ -121,40 +152,71 @@ class AuditThread:
                 return
 
     def _run(self) -> None:
-        while (entry := self._todo.get()) is not None:
+        while (next_ := self._todo.get()) is not None:
+            entry, size = next_
             seal = problem = ""
             try:
-                seal = self._append(entry)
+                self._own_up()
+                seal = self._append(entry.kind, entry.body)
             except (UserError, ValueError) as error:
                 problem = str(error)
                 self._failed_at = time.monotonic()
-            self._done.put((entry.token, seal, problem))
-            os.eventfd_write(self.wakeup_fd, 1)
+            with self._lock:
+                self._bytes -= size
+            self._say(entry.token, seal, problem)
         self._log.close()
 
-    def _append(self, entry: Write) -> str:
+    def _say(self, token: int, seal: str, problem: str) -> None:
+        with self._lock:
+            self.kept += not problem
+            self.failed += bool(problem)
+            self._missing += bool(problem)
+        self._done.put((token, seal, problem))
+        os.eventfd_write(self.wakeup_fd, 1)
+
+    def _own_up(self) -> None:
+        """Say in the audit how many entries it lacks, before the first one that it has again."""
+        with self._lock:
+            missing = self._missing
+        if missing:
+            self._append("missing", {"entries": missing})
+            with self._lock:
+                self._missing -= missing
+
+    def _append(self, kind: str, body: dict[str, Any]) -> str:
         if self._failed_at:
             if time.monotonic() - self._failed_at < REOPEN_S:
                 raise UserError(f"the audit in {self._folder} failed a moment ago")
             self._log.close()
             self._log = AuditLog(self._folder)
             self._failed_at = 0.0
-        return self._log.append(entry.kind, entry.body).seal
+        return self._log.append(kind, body).seal
 
 
 class _Loop:
     """Messages between sockets and desk."""
 
     def __init__(
-        self, settings: Settings, network: Network, audit: AuditThread, key: bytes | None
+        self,
+        settings: Settings,
+        network: Network,
+        audit: AuditThread,
+        metrics: ControlMetrics,
+        key: bytes | None,
     ) -> None:
-        self._network, self._audit = network, audit
-        self._desk = ControlDesk(second_above=settings.control.second_above)
+        self._network, self._audit, self._metrics = network, audit, metrics
+        self._desk = ControlDesk(
+            second_above=settings.control.second_above, most_agents=4 * settings.limits.agents
+        )
+        self._measure_at = 0.0
         self._agents = network.router(
-            settings.endpoints.control, "endpoints.control", Domain.AGENTS
+            settings.endpoints.control, "endpoints.control", Domain.AGENTS, TUNING
         )
         self._operators = network.router(
-            settings.endpoints.control_requests, "endpoints.control_requests", Domain.SERVICES
+            settings.endpoints.control_requests,
+            "endpoints.control_requests",
+            Domain.SERVICES,
+            TUNING,
         )
         self._to_agents = Envelope(key, out=Way.TO_AGENT, into=Way.FROM_AGENT)
         self._to_operators = Envelope(key, out=Way.TO_OPERATOR, into=Way.FROM_OPERATOR)
@@ -182,11 +244,22 @@ class _Loop:
         for token, seal, problem in self._audit.take():
             self._carry_out(self._desk.written(token, seal, problem, time.monotonic_ns()))
         self._carry_out(self._desk.tick(time.monotonic_ns()))
+        self._measure()
 
     def close(self) -> None:
         """Close the sockets."""
         for socket in self.sockets:
             socket.close()
+
+    def _measure(self) -> None:
+        outcomes = self._desk.outcomes
+        while outcomes:
+            self._metrics.count(outcomes.popleft())
+        if time.monotonic() >= self._measure_at:
+            self._measure_at = time.monotonic() + MEASURE_EVERY_S
+            self._metrics.update(
+                self._desk.agents(), self.refused, kept=self._audit.kept, failed=self._audit.failed
+            )
 
     def _receive(
         self, socket: zmq.Socket[bytes], envelope: Envelope

@@ -9,12 +9,19 @@ import zmq
 from interlatent_live.errors import UserError
 from interlatent_live.wire.keys import ServerKeys
 from interlatent_live.wire.security import Authenticator, Domain
-from interlatent_live.wire.sockets import bind_publisher, bind_router, connect_dealer
+from interlatent_live.wire.sockets import (
+    DEFAULT_TUNING,
+    bind_publisher,
+    bind_router,
+    connect_dealer,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
     from types import TracebackType
+
+    from interlatent_live.wire.sockets import SocketTuning
 
 LAST_WORDS_MS = 200
 """How long a message of goodbye may take to leave a socket that is closed."""
@@ -59,14 +66,19 @@ class Network:
         """Whether a connection made under ``user_id`` would still be let in."""
         return self._authenticator is None or self._authenticator.allows(user_id)
 
-    def router(self, endpoint: str, what: str, domain: Domain) -> zmq.Socket[bytes]:
+    def router(
+        self, endpoint: str, what: str, domain: Domain, tuning: SocketTuning = DEFAULT_TUNING
+    ) -> zmq.Socket[bytes]:
         """A bound ROUTER.
 
         Raises:
             UserError: when the endpoint is taken or needs keys; ``what`` names the setting.
         """
         return _named(
-            what, lambda: bind_router(self.context, endpoint, keys=self._keys, domain=domain)
+            what,
+            lambda: bind_router(
+                self.context, endpoint, keys=self._keys, domain=domain, tuning=tuning
+            ),
         )
 
     def publisher(self, endpoint: str, what: str) -> zmq.Socket[bytes]:

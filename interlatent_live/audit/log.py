@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 LOG: Final = "audit.jsonl"
 STATE: Final = "state.json"
 FIRST_KEY: Final = "first.key"
+_LIVE_TRIES: Final = 5
+"""How often an audit that is being written is read until log and state agree."""
+_LIVE_PAUSE_S: Final = 0.02
 
 
 class AuditLog:
@@ -196,6 +199,21 @@ class AuditReport:
     """Whether the anchor was found; None when none was given."""
 
 
+def in_use(folder: Path) -> bool:
+    """Whether a process is writing the audit in a folder now."""
+    try:
+        fd = os.open(folder / LOG, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(fd)
+    return False
+
+
 def verify(
     log: Path, key: bytes, *, state: Path | None = None, anchor: str | None = None
 ) -> AuditReport:
@@ -211,6 +229,26 @@ def verify(
         CorruptFileError: naming the first entry that is not as it was written, or what is missing.
         UserError: when a file cannot be read.
     """
+    for _ in range(_LIVE_TRIES):
+        end, report = _walk(log, key, anchor)
+        said = None if state is None else _read_state(state)
+        if said is None or said.n == end.n or not _moving(log, end, said):
+            break
+        time.sleep(_LIVE_PAUSE_S)
+    if said is not None:
+        if said.n != end.n:
+            raise CorruptFileError(
+                f"the audit {log} has {end.n} entries, but its state says {said.n}: "
+                + ("its end was cut off" if said.n > end.n else "the state is an old one")
+            )
+        if said.key != end.key or said.seal != end.seal:
+            raise CorruptFileError(f"the audit {log} and its state do not belong together")
+    if report.anchored is False:
+        raise CorruptFileError(f"the audit {log} lacks the entry with seal {anchor}: it was cut")
+    return report
+
+
+def _walk(log: Path, key: bytes, anchor: str | None) -> tuple[ChainState, AuditReport]:
     first_ns = last_ns = None
     end = ChainState.start(key)
     found = None if anchor is None else anchor == GENESIS
@@ -223,18 +261,14 @@ def verify(
                 end = after
     except OSError as error:
         raise UserError(f"the audit {log} cannot be read: {error.strerror}") from error
-    if state is not None:
-        said = _read_state(state)
-        if said.n != end.n:
-            raise CorruptFileError(
-                f"the audit {log} has {end.n} entries, but its state says {said.n}: "
-                + ("its end was cut off" if said.n > end.n else "the state is an old one")
-            )
-        if said.key != end.key or said.seal != end.seal:
-            raise CorruptFileError(f"the audit {log} and its state do not belong together")
-    if found is False:
-        raise CorruptFileError(f"the audit {log} lacks the entry with seal {anchor}: it was cut")
-    return AuditReport(end.n, end.seal, first_ns, last_ns, found)
+    return end, AuditReport(end.n, end.seal, first_ns, last_ns, found)
+
+
+def _moving(log: Path, end: ChainState, said: ChainState) -> bool:
+    """Whether a writer explains that log and state differ: one entry ahead, or grown since."""
+    if not in_use(log.parent):
+        return False
+    return said.n == end.n - 1 or _offset_of(log, said.n) is not None
 
 
 def read_key(path: Path) -> bytes:

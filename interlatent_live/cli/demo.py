@@ -14,6 +14,13 @@ from interlatent_live.cli.options import ConfigOption, SetOption, resolve_option
 EnvOption = Annotated[
     str, typer.Option(help="CartPole-v1 or LunarLander-v3 (needs the extra box2d).")
 ]
+AskOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Predicate over metrics, such as 'pole_angle > 0.15': the agent asks a person before "
+        "it goes on."
+    ),
+]
 HEADLESS_STEPS = 24_000
 DISPLAYS = {"DISPLAY", "WAYLAND_DISPLAY"}
 """One of them is set where there is a desktop; elsewhere a browser would take the terminal."""
@@ -44,6 +51,7 @@ def demo(
     seed: Annotated[
         int | None, typer.Option(help="Seed of starts and pushes; fixed by default.", min=0)
     ] = None,
+    ask: AskOption = None,
     open_page: Annotated[
         bool | None,
         typer.Option(
@@ -56,8 +64,8 @@ def demo(
 ) -> None:
     """A trained agent explained while it acts: everything on this machine, nothing to set up.
 
-    Starts the encoder, correlator, explainer and console as processes of their own and an agent in
-    several copies of its environment. Claims are proposed from a recording that comes with the
+    Starts all services as processes of their own and an agent in several copies of its environment,
+    which you can hold, stop and steer. Claims are proposed from a recording that comes with the
     package and verified only on the episodes you see. No key, no network, no GPU needed. Look at
     the console's page, whose address is shown, or from another terminal with
     `interlatent-live watch`. Ctrl-C ends everything.
@@ -77,7 +85,7 @@ def demo(
     settings = free_settings(demo_settings(resolve_options(config, assign).settings, env))
     if headless and steps is None:
         steps = HEADLESS_STEPS
-    options = DemoOptions(env=env, steps=steps, copies=copies, hz=hz, seed=seed)
+    options = DemoOptions(env=env, steps=steps, copies=copies, hz=hz, seed=seed, ask=ask)
     if open_page is None:
         open_page = sys.stdout.isatty() and bool(DISPLAYS & os.environ.keys())
     screen = (
@@ -96,6 +104,10 @@ def demo(
 
 def demo_agent(
     endpoint: Annotated[str, typer.Option(help="Where the encoder takes steps.")],
+    control: Annotated[
+        str | None, typer.Option(help="Where the control service takes agents.")
+    ] = None,
+    ask: AskOption = None,
     report: Annotated[Path | None, typer.Option(help="Write the agent's account here.")] = None,
     env: EnvOption = "CartPole-v1",
     steps: Annotated[
@@ -112,6 +124,8 @@ def demo_agent(
     run_agent(
         env,
         endpoint=endpoint,
+        control=control,
+        ask=ask,
         report=report,
         steps=steps,
         copies=copies,

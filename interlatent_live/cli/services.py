@@ -65,16 +65,13 @@ def control(config: ConfigOption = None, assign: SetOption = None) -> None:
     command at endpoints.control_requests. Owns no data: with every other service frozen, a stop
     still arrives. Runs until SIGINT or SIGTERM.
     """
-    from interlatent_live.logs import configure_logging
     from interlatent_live.services.control import serve
 
-    settings = resolve_options(config, assign).settings
-    configure_logging("control", level=settings.logging.level, log_format=settings.logging.format)
-    serve(settings)
+    _serve("control", resolve_options(config, assign).settings, serve)
 
 
 def up(config: ConfigOption = None, assign: SetOption = None) -> None:
-    """Start encoder, correlator, explainer and console on this machine and keep them up.
+    """Start encoder, correlator, explainer, console and control here and keep them up.
 
     A service that dies comes back with growing pauses, and what it missed is counted. Point agents
     at endpoints.agents, then look with `interlatent-live watch`. Ctrl-C stops everything.

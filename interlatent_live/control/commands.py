@@ -16,9 +16,7 @@ from typing import Final
 import msgspec
 
 from interlatent_live.errors import UserError
-from interlatent_live.interventions.values import (
-    Intervention,  # noqa: TC001 - the wire's decoder reads annotations
-)
+from interlatent_live.interventions.values import Intervention, Kind
 
 MAX_TEXT: Final = 1_000
 """Characters of a reason."""
@@ -83,6 +81,19 @@ class Change:
                 f"an intervention at {self.hook_point} needs a positive, finite bound on its norm, "
                 f"not {self.max_norm}"
             )
+
+    def __str__(self) -> str:
+        """One line for people."""
+        item = self.intervention
+        words = f"{item.kind} {self.hook_point}/{item.feature}"
+        if item.kind is not Kind.ABLATE:
+            words += f" {item.value:g}"
+        if item.predicate is not None:
+            words += f" when {item.predicate}"
+        if item.condition is not None:
+            sign = ">" if item.condition.above else "≤"
+            words += f" while feature {item.condition.feature} {sign} {item.condition.threshold:g}"
+        return words[:MAX_TEXT]
 
 
 @dataclass(frozen=True, slots=True)

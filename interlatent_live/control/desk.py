@@ -21,6 +21,7 @@ from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from interlatent_live.config import CONTROL_REQUESTS
 from interlatent_live.control.commands import ENERGISING, Operation
 from interlatent_live.control.machine import Fate
 from interlatent_live.control.wire import (
@@ -34,6 +35,7 @@ from interlatent_live.control.wire import (
     Do,
     EventsKept,
     Look,
+    ProposalShown,
     Result,
     Role,
     Second,
@@ -60,9 +62,7 @@ SECOND_PERSON_NS: Final = 60 * SECOND_NS
 BEAT_NS: Final = SECOND_NS
 FOLLOW_NS: Final = 5 * SECOND_NS
 FORGET_AGENT_NS: Final = 120 * SECOND_NS
-MOST_AGENTS: Final = 256
 MOST_REMEMBERED: Final = 4096
-MOST_WAITING: Final = 256
 MOST_FOLLOWERS: Final = 64
 RATE_NS: Final = SECOND_NS // 10
 BURST: Final = 50
@@ -95,6 +95,17 @@ class Write:
 
 
 Instruction = ToAgentPeer | ToOperatorPeer | Write
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of a command, for counters."""
+
+    operation: Operation
+    result: str
+    """``accepted``, ``refused`` (by the agent), or the word of the desk's own reason."""
+    took_ns: int
+    """Since it was received, or last waited for a person."""
 
 
 @dataclass(slots=True)
@@ -132,11 +143,15 @@ class ControlDesk:
     Args:
         second_above: share of an agent's bound above which an intervention needs a second person;
             1 is never.
+        most_agents: lives of agents that are known at once.
     """
 
     second_above: float = 1.0
+    most_agents: int = 256
     refused: Counter[str] = field(default_factory=Counter)
-    """Requests that were refused here, by a short word."""
+    """What was refused here, by a short word."""
+    outcomes: deque[Outcome] = field(default_factory=lambda: deque(maxlen=MOST_REMEMBERED))
+    """For whoever counts them, and takes them out."""
     _agents: dict[str, _Agent] = field(default_factory=dict)
     """By boot id."""
     _asked: OrderedDict[str, _Asked] = field(default_factory=OrderedDict)
@@ -171,7 +186,7 @@ class ControlDesk:
             case AgentState():
                 agent.state = message
             case AgentAnswer():
-                self._answered(agent, message)
+                self._answered(agent, message, now_ns)
             case AgentEvents():
                 self._events(agent, message)
         return self._done()
@@ -193,7 +208,9 @@ class ControlDesk:
         """The entry of that token is on the disk under ``seal``, or cannot be for a reason."""
         match self._writes.pop(token, None):
             case _Asked() as asked if problem:
-                self._refuse(asked, "audit", f"the audit cannot be written, so no: {problem}")
+                self._refuse(
+                    asked, "audit", f"the audit cannot be written, so no: {problem}", now_ns
+                )
             case _Asked() as asked:
                 asked.at_ns = now_ns
                 self._forward(asked, seal)
@@ -214,13 +231,16 @@ class ControlDesk:
         for asked in [one for one in self._asked.values() if now_ns - one.at_ns > ANSWER_NS]:
             del self._asked[asked.submit.command.command_id]
             self._refuse(
-                asked, "silent", "the agent did not answer; what it did will be in the audit"
+                asked,
+                "silent",
+                "the agent did not answer; what it did will be in the audit",
+                now_ns,
             )
         for asked in [
             one for one in self._proposed.values() if now_ns - one.at_ns > SECOND_PERSON_NS
         ]:
             del self._proposed[asked.submit.command.command_id]
-            self._refuse(asked, "second", "no second person agreed within a minute")
+            self._refuse(asked, "second", "no second person agreed within a minute", now_ns)
         self._followers = {peer: until for peer, until in self._followers.items() if until > now_ns}
         for boot, agent in list(self._agents.items()):
             if now_ns - agent.heard_ns > FORGET_AGENT_NS:
@@ -230,9 +250,9 @@ class ControlDesk:
             self._out.extend(ToAgentPeer(one.peer, Beat()) for one in self._agents.values())
         return self._done()
 
-    def agents(self) -> tuple[str, ...]:
-        """Names of the agents that are known."""
-        return tuple(sorted({agent.hello.agent for agent in self._agents.values()}))
+    def agents(self) -> tuple[tuple[str, AgentState | None], ...]:
+        """Name and newest state of every agent that is known; one for each of its lives."""
+        return tuple((agent.hello.agent, agent.state) for agent in self._agents.values())
 
     # -- agents ----------------------------------------------------------------------------------
 
@@ -241,7 +261,7 @@ class ControlDesk:
             self.refused["name"] += 1
             return
         known = self._agents.get(hello.boot_id)
-        if known is None and len(self._agents) >= MOST_AGENTS:
+        if known is None and len(self._agents) >= self.most_agents:
             self.refused["agents"] += 1
             return
         kept = 0 if known is None else known.kept
@@ -257,10 +277,12 @@ class ControlDesk:
                 },
             )
 
-    def _answered(self, agent: _Agent, answer: AgentAnswer) -> None:
+    def _answered(self, agent: _Agent, answer: AgentAnswer, now_ns: int) -> None:
         asked = self._asked.pop(answer.command_id, None)
         if asked is None:
             return
+        word = "accepted" if answer.accepted else "refused"
+        self.outcomes.append(Outcome(asked.submit.command.operation, word, now_ns - asked.at_ns))
         result = Result(
             id=asked.submit.id,
             command_id=answer.command_id,
@@ -311,7 +333,12 @@ class ControlDesk:
             )
             for one in self._agents.values()
         ]
-        answer = AgentsShown(id=look.id, agents=shown, waiting=list(self._proposed))
+        answer = AgentsShown(
+            id=look.id,
+            agents=shown,
+            waiting=list(self._proposed),
+            proposals=[_proposal(one, now_ns) for one in self._proposed.values()],
+        )
         self._out.append(ToOperatorPeer(peer, answer))
 
     def _submit(self, peer: bytes, submit: Submit, now_ns: int, wall_ns: int) -> None:
@@ -326,7 +353,7 @@ class ControlDesk:
         asked.boots = self._lives(submit)
         why = next(self._against(asked, now_ns, wall_ns), None)
         if why is not None:
-            self._refuse(asked, *why)
+            self._refuse(asked, *why, now_ns)
         elif not command.energising:
             self._forward(asked, "")
             if command.operation is not Operation.RENEW:
@@ -352,7 +379,7 @@ class ControlDesk:
         submit, command = asked.submit, asked.submit.command
         if abs(wall_ns - submit.sent_ns) > FRESH_NS:
             yield "stale", "the request is older than a minute: look again"
-        if len(self._asked) + len(self._proposed) >= MOST_WAITING:
+        if len(self._asked) + len(self._proposed) >= CONTROL_REQUESTS:
             yield "busy", "too many commands are on their way; try again in a moment"
         if command.command_id in self._ours:
             yield "replayed", "this command was forwarded before"
@@ -434,16 +461,19 @@ class ControlDesk:
 
     def _forward(self, asked: _Asked, seal: str) -> None:
         command = asked.submit.command
-        self._asked[command.command_id] = asked
+        # Of a flood of stops every one is forwarded, and as many are answered as have room.
+        if command.energising or len(self._asked) < CONTROL_REQUESTS:
+            self._asked[command.command_id] = asked
         for boot in asked.boots:
             agent = self._agents.get(boot)
             if agent is not None:
                 message = Do(boot_id=boot, command=command, seal=seal)
                 self._out.append(ToAgentPeer(agent.peer, message))
 
-    def _refuse(self, asked: _Asked, word: str, reason: str) -> None:
+    def _refuse(self, asked: _Asked, word: str, reason: str, now_ns: int) -> None:
         self.refused[word] += 1
         command = asked.submit.command
+        self.outcomes.append(Outcome(command.operation, word, now_ns - asked.at_ns))
         self._asked.pop(command.command_id, None)
         result = Result(
             id=asked.submit.id, command_id=command.command_id, accepted=False, reason=reason[:1000]
@@ -518,6 +548,19 @@ def _command_body(asked: _Asked) -> dict[str, Any]:
         "changes": [_change(command, i) for i in range(len(command.changes))],
         "digest": command.digest(),
     }
+
+
+def _proposal(asked: _Asked, now_ns: int) -> ProposalShown:
+    command = asked.submit.command
+    return ProposalShown(
+        command_id=command.command_id,
+        agent=asked.submit.agent,
+        actor=command.actor,
+        operation=command.operation,
+        reason=command.reason,
+        changes=[str(change) for change in command.changes],
+        left_ms=max(0, SECOND_PERSON_NS - (now_ns - asked.at_ns)) // 1_000_000,
+    )
 
 
 def _change(command: Command, i: int) -> dict[str, Any]:

@@ -247,6 +247,19 @@ class AgentShown(_Message, frozen=True, kw_only=True):
     """Since its last word."""
 
 
+class ProposalShown(_Message, frozen=True, kw_only=True):
+    """A command that waits for a second person."""
+
+    command_id: Name
+    agent: Name
+    actor: Name
+    operation: Operation
+    reason: Text
+    changes: Annotated[list[Text], Meta(max_length=64)]
+    """One line for each."""
+    left_ms: Whole
+
+
 class AgentsShown(_Message, frozen=True, kw_only=True, tag="agents"):
     """All agents that are connected or were a short while ago."""
 
@@ -254,6 +267,8 @@ class AgentsShown(_Message, frozen=True, kw_only=True, tag="agents"):
     agents: Annotated[list[AgentShown], Meta(max_length=1024)]
     waiting: Annotated[list[Name], Meta(max_length=1024)] = []
     """Ids of commands that wait for a second person."""
+    proposals: Annotated[list[ProposalShown], Meta(max_length=1024)] = []
+    """The same commands, as people see them."""
 
 
 class Told(_Message, frozen=True, kw_only=True, tag="told"):

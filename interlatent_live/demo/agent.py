@@ -22,10 +22,12 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from interlatent_live.agent.attach import attach
+from interlatent_live.demo.control import agent_name, demo_control
 from interlatent_live.demo.report import AgentReport
-from interlatent_live.environments.demo_targets import demo_target, slug
+from interlatent_live.environments.demo_targets import demo_target
 from interlatent_live.environments.disturbance import disturbed
 from interlatent_live.environments.metric_packs import StepMetrics, metric_pack_for
+from interlatent_live.policies.hashing import policy_hash
 from interlatent_live.transcoders.acting import acting_policy
 
 if TYPE_CHECKING:
@@ -77,6 +79,8 @@ def run_agent(
     env_id: str,
     *,
     endpoint: str,
+    control: str | None = None,
+    ask: str | None = None,
     report: Path | None = None,
     steps: int | None = None,
     copies: int | None = None,
@@ -89,6 +93,8 @@ def run_agent(
     Args:
         env_id: a demo target.
         endpoint: where the encoder takes steps.
+        control: where the control service takes agents; None: nobody commands this one.
+        ask: predicate over metrics under which the agent asks a person before it goes on.
         report: file for the agent's own account, JSON.
         steps: how many steps; ``None`` means until SIGINT or SIGTERM.
         copies: copies of the environment; the target's default otherwise.
@@ -111,12 +117,17 @@ def run_agent(
         target.hook_points,
         metrics=measure.specs,
         endpoint=endpoint,
-        agent=f"{slug(env_id)}-demo",
+        agent=agent_name(env_id),
         env=envs,
         environment=env_id,
         control_hz=hz or target.control_hz,
         actions=measure.pack.family.actions,
         y_every=Y_EVERY,
+        control=None
+        if control is None
+        else demo_control(
+            env_id, policy_hash(module), target.hook_points, endpoint=control, ask=ask
+        ),
     )
     loop = _Loop(
         acting,
@@ -182,15 +193,22 @@ class _Loop:
         """Observe, act, step, stream."""
         obs = self._obs
         outputs, forward_ns, bare_ns = self._forward(torch.from_numpy(obs.copy()))
-        actions = self._acting.actions(outputs)
+        actions, gate_ns = self._gated(self._acting.actions(outputs))
         self._obs, rewards, terminated, truncated, _ = self._envs.step(actions)
         began = time.perf_counter_ns()
         rows = self._measure.rows(obs, self._t, actions, rewards, outputs.numpy())
         self._tap.complete(rows, terminated, truncated)
         if len(self.tap_on_ns) < TIMINGS_KEPT:
-            self.tap_on_ns.append(forward_ns + time.perf_counter_ns() - began)
+            self.tap_on_ns.append(forward_ns + gate_ns + time.perf_counter_ns() - began)
             self.tap_off_ns.append(bare_ns)
         self._count(rewards, terminated | truncated)
+
+    def _gated(self, actions: NDArray[Any]) -> tuple[NDArray[Any], int]:
+        """The actions that control lets through, and what that took, in ns."""
+        if self._tap.control is None:
+            return actions, 0
+        began = time.perf_counter_ns()
+        return self._tap.control.gate(actions), time.perf_counter_ns() - began
 
     def _forward(self, obs: torch.Tensor) -> tuple[torch.Tensor, int, int]:
         """Outputs, and ns of the forward with hooks and without, in alternating order."""

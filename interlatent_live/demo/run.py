@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
+from interlatent_live.audit.log import in_use
 from interlatent_live.config import (
     EndpointSettings,
     ExplainerSettings,
     on_free_ports,
     split_address,
 )
+from interlatent_live.demo.control import agent_name, was_stopped
 from interlatent_live.demo.report import AgentReport, headless_report
 from interlatent_live.engine.launch import service_specs
 from interlatent_live.engine.local import LocalEngine
@@ -40,6 +42,7 @@ from interlatent_live.environments.demo_targets import slug
 from interlatent_live.errors import UserError
 from interlatent_live.feed.client import FeedClient
 from interlatent_live.feed.state import FeedState
+from interlatent_live.services.control import audit_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -66,6 +69,8 @@ class DemoOptions:
     hz: float | None = None
     seed: int | None = None
     policy: str | None = None
+    ask: str | None = None
+    """Predicate under which the agent asks a person before it goes on."""
 
     def agent_arguments(self) -> list[str]:
         """The same as flags of the agent's command."""
@@ -76,6 +81,7 @@ class DemoOptions:
             ("--hz", self.hz),
             ("--seed", self.seed),
             ("--policy", self.policy),
+            ("--ask", self.ask),
         ):
             if value is not None:
                 arguments += [flag, str(value)]
@@ -122,7 +128,25 @@ def free_settings(settings: Settings) -> Settings:
     """
     endpoints = (getattr(settings.endpoints, name) for name in EndpointSettings.model_fields)
     free = all(_is_free(one) for one in (*endpoints, settings.console.http))
-    return settings if free else on_free_ports(settings)
+    settings = settings if free else on_free_ports(settings)
+    audit = free_audit(settings)
+    return settings.model_copy(
+        update={"control": settings.control.model_copy(update={"audit": audit})}
+    )
+
+
+def free_audit(settings: Settings) -> Path:
+    """The configured audit or, where a running system is writing that one, one of our own beside.
+
+    Raises:
+        UserError: when none of ten is free.
+    """
+    wanted = audit_folder(settings)
+    folders = [wanted, *(wanted.with_name(f"{wanted.name}-demo-{i}") for i in range(1, 10))]
+    for folder in folders:
+        if not in_use(folder):
+            return folder
+    raise UserError(f"{len(folders)} systems are running on {wanted.parent} already; stop one")
 
 
 def _is_free(endpoint: str) -> bool:
@@ -148,10 +172,17 @@ def run_demo(
     """Run the demo until its agent ends, and report the run.
 
     Raises:
-        UserError: when a service or the agent does not start, or the agent fails.
+        UserError: when a service or the agent does not start, the agent fails, or it is to take a
+            number of steps and was stopped by a person before.
         KeyboardInterrupt: when the user ends it; every process has ended by then.
     """
     lines: deque[OutputLine] = deque(maxlen=LINES_KEPT)
+    stopped = was_stopped(settings, options.env)
+    if stopped and options.steps is not None:
+        raise UserError(
+            f"{agent_name(options.env)} was stopped by a person and stays so: run the demo without "
+            "--headless and --steps, and resume the agent on the page"
+        )
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="interlatent-demo-")))
         engine = stack.enter_context(LocalEngine(on_line=on_line or lines.append))
@@ -165,7 +196,11 @@ def run_demo(
         report_file = folder / "agent.json"
         started_ns = time.time_ns()
         engine.start(_agent_spec(options, settings, report_file))
-        screen.starting("starting the agent …")
+        screen.starting(
+            "the agent was stopped by a person: resume it on the page"
+            if stopped
+            else "starting the agent …"
+        )
         state = FeedState()
         for _ in _until_agent_ends(engine, client, state):
             screen.update(state)
@@ -183,10 +218,13 @@ def _agent_spec(options: DemoOptions, settings: Settings, report: Path) -> Servi
             AGENT,
             "--endpoint",
             settings.endpoints.agents,
+            "--control",
+            settings.endpoints.control,
             "--report",
             str(report),
             *options.agent_arguments(),
         ),
+        environment=settings.environment(),
         restart=RestartPolicy(when=Restart.NEVER),
         grace_s=10.0,
         nice=0,

@@ -14,7 +14,7 @@ SERVICES: tuple[ServiceName, ...] = get_args(ServiceName)
 
 
 def service_specs(settings: Settings) -> tuple[ServiceSpec, ...]:
-    """Encoder, correlator, explainer and console under exactly these settings.
+    """Encoder, correlator, explainer, console and control under exactly these settings.
 
     They do not depend on each other's being up: links reconnect, so each may start, die and return
     at any time, and all start at once.
