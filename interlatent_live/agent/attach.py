@@ -109,5 +109,5 @@ def attach(
         from interlatent_live.agent.control_start import start_control  # noqa: PLC0415  where asked
 
         # After the tap's own hooks: frames show what the policy made, not what was made of it.
-        tap.on_close(start_control(modules, tap, identity))
+        tap.on_close(start_control(policy, modules, tap, identity))
     return tap

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from interlatent_live.agent.dry_run import DryRunActions
     from interlatent_live.agent.metrics import MetricSet
     from interlatent_live.control.machine import Decision
     from interlatent_live.interventions.values import Plan
@@ -187,6 +188,8 @@ class AgentControl:
         self.reports: deque[Report] = deque(maxlen=MOST_REPORTS)
         """Appended here, taken by the control thread."""
         self.conditions = Conditions(metrics)
+        self.dry_runs: DryRunActions | None = None
+        """Says what actions would have been; None where no hook point can be intervened on."""
         self.effects: dict[tuple[str, str], Effect] = {}
         """By hook point and command id of a dry run, empty for what is in force; read by the
         control thread."""
@@ -324,6 +327,8 @@ class AgentControl:
             if grant:
                 self._report(turn.version, grant=grant)
         self._settle(*(self._current or (published, turn)))
+        if self.dry_runs is not None and turn.shadows:
+            self.dry_runs.finish()
         self._current = self._gated = None
         self._ran.clear()
         self._changed = False

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from threading import get_ident
 from typing import TYPE_CHECKING
 
 from interlatent_live.agent.control import AgentControl, Published
 from interlatent_live.agent.control_thread import ControlThread, agent_folder, machine_of
+from interlatent_live.agent.dry_run import DryRunActions
 from interlatent_live.agent.steering import SteeringHooks
 from interlatent_live.audit.journal import Journal
 from interlatent_live.control.latch import StopLatch
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
 
 def start_control(
-    modules: Mapping[str, nn.Module], tap: Tap, policy_hash: str
+    policy: nn.Module, modules: Mapping[str, nn.Module], tap: Tap, policy_hash: str
 ) -> Callable[[], None]:
     """Start it; returns what ends it. ``tap.control`` is the acting thread's side.
 
@@ -69,6 +71,7 @@ def start_control(
             strict=tap.options.strict,
         )
         hooks = SteeringHooks(modules, transcoders, tap.gate, control)
+        control.dry_runs = dry_runs = _dry_runs(policy, modules, transcoders, tap, control)
         journal = Journal(folder / "journal.jsonl")
     except BaseException:
         if latch is not None:
@@ -101,9 +104,31 @@ def start_control(
 
     def end() -> None:
         hooks.remove()
+        dry_runs.remove()
         thread.close()
 
     return end
+
+
+def _dry_runs(
+    policy: nn.Module,
+    modules: Mapping[str, nn.Module],
+    transcoders: Mapping[str, Transcoder],
+    tap: Tap,
+    control: AgentControl,
+) -> DryRunActions:
+    # A hook point may be streamed under a name of the user's own.
+    names = {id(module): name for name, module in policy.named_modules()}
+    points = {name: names[id(modules[name])] for name in transcoders if id(modules[name]) in names}
+    return DryRunActions(
+        policy,
+        points,
+        watching=lambda: (
+            bool(control.published.decision.shadows) and tap.gate.thread in {None, get_ident()}
+        ),
+        # Spaces of Gymnasium: the discrete ones know how many actions there are.
+        discrete=bool(tap.options.actions) or hasattr(getattr(policy, "action_space", None), "n"),
+    )
 
 
 def _transcoders(options: ControlOptions, policy_hash: str) -> dict[str, Transcoder]:

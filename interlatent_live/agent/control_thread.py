@@ -326,7 +326,7 @@ class ControlThread:
                 operation=happening.operation,
                 fate=happening.fate,
                 actor=happening.actor,
-                detail=happening.detail[:1000],
+                detail=self._detail(happening)[:1000],
                 time_ns=time.time_ns(),
             )
             self._unconfirmed.append(event)
@@ -337,6 +337,12 @@ class ControlThread:
                     for name in ("number", "row", "command_id", "operation", "fate", "detail")
                 },
             )
+
+    def _detail(self, happening: Happening) -> str:
+        """Why or how; of a dry run that ended, also what the actions would have been."""
+        if happening.fate in {Fate.APPLIED, Fate.REFUSED}:
+            return happening.detail
+        return "; ".join(filter(None, (happening.detail, *self._would_have(happening.command_id))))
 
     def _row_of(self, version: int) -> int:
         """The first row that was taken under a version or a later one."""
@@ -408,14 +414,16 @@ class ControlThread:
             actor=command.actor,
             left_ms=(one.until_ns - now) // 1_000_000,
             dry_run=command.dry_run,
-            changes=[
-                f"{change.intervention.kind} {change.hook_point}/{change.intervention.feature}"
-                + ("" if change.intervention.value == 0 else f" {change.intervention.value:g}")
-                for change in command.changes
-            ],
+            changes=[str(change) for change in command.changes] + self._would_have(which),
             applied_steps=max((effect.rows for effect in done if effect), default=0),
             largest_norm=max((effect.largest_norm for effect in done if effect), default=0.0),
         )
+
+    def _would_have(self, command_id: str) -> list[str]:
+        """What a dry run would have done to the action, in a line; none for other commands."""
+        dry_runs = self._control.dry_runs
+        would = dry_runs.by_command.get(command_id) if dry_runs is not None else None
+        return [] if would is None else [str(would)]
 
 
 def machine_of(

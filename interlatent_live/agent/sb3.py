@@ -16,6 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 
 from interlatent_live.agent.attach import attach
 from interlatent_live.agent.metrics import MetricSet
+from interlatent_live.errors import UserError
 from interlatent_live.stream import Controller
 
 if TYPE_CHECKING:
@@ -133,7 +134,10 @@ class TappedVecEnv(VecEnvWrapper):
     """A vector environment of Stable-Baselines3 whose steps are streamed.
 
     Wrap it around the environment that the model's own loop steps; the row of a step is complete
-    when ``step`` returns.
+    when ``step`` returns. Where the tap has control, every action passes its gate on the way in:
+    the copies are one agent, so they are held and stopped together, each by the safe action, and
+    episodes that end meanwhile begin anew as ever. It is for a loop of ``model.predict``: a model
+    that learns must not be held (see :class:`InterlatentCallback`).
     """
 
     def __init__(self, venv: VecEnv, tap: Tap) -> None:
@@ -148,9 +152,10 @@ class TappedVecEnv(VecEnvWrapper):
         return obs
 
     def step_async(self, actions: NDArray[Any]) -> None:
-        """As the environment's."""
-        self._actions = actions
-        self.venv.step_async(actions)
+        """As the environment's, with the actions that the gate lets through."""
+        control = self.reporter.tap.control
+        self._actions = actions if control is None else control.gate(actions)
+        self.venv.step_async(self._actions)
 
     def step_wait(self) -> Any:
         """As the environment's; streams the step."""
@@ -168,7 +173,11 @@ class InterlatentCallback(BaseCallback):
     Args:
         hook_points: module names within ``model.policy``.
         metrics: as for :func:`interlatent_live.attach`; unless given, all that the environment
-        shows. options: as for :func:`interlatent_live.attach`.
+            shows.
+        options: as for :func:`interlatent_live.attach`.
+
+    Raises:
+        UserError: when control is asked for.
     """
 
     def __init__(
@@ -178,6 +187,13 @@ class InterlatentCallback(BaseCallback):
         **options: Any,
     ) -> None:
         super().__init__()
+        if options.get("control") is not None:
+            raise UserError(
+                "control of a learning model is refused: it steps its environment itself, past any "
+                "gate, and would learn from held or steered steps as if it had chosen them; put a "
+                "trained one under control with attach(model.policy, …, control=…) and "
+                "TappedVecEnv(model.get_env(), tap)"
+            )
         self._hook_points = hook_points
         self._metrics = metrics
         self._options = options

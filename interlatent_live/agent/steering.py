@@ -165,6 +165,8 @@ def _steered(
         total = bounded(delta(one.interventions, W_dec, features, n=n, holds=holds), one.max_norm)
         norms = torch.linalg.vector_norm(total, dim=1)
         control.note(one, norms.cpu().numpy(), dry_run=dry_run)
+        if dry_run and control.dry_runs is not None:
+            control.dry_runs.see(site.name, dry_run, total)
         return total
 
     with torch.no_grad():
