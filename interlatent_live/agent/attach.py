@@ -7,7 +7,13 @@ from typing import TYPE_CHECKING, Any, Final
 import torch
 
 from interlatent_live.agent.acting import Point
-from interlatent_live.agent.hooks import HookSet, known_widths, resolve, weights_watch
+from interlatent_live.agent.hooks import (
+    HookSet,
+    beginnings,
+    known_widths,
+    resolve,
+    weights_watch,
+)
 from interlatent_live.agent.metrics import MetricSet
 from interlatent_live.agent.options import DEFAULT_ENDPOINT, TapOptions
 from interlatent_live.agent.tap import Tap
@@ -45,8 +51,9 @@ def attach(
 
     Args:
         policy: any torch module; a Stable-Baselines3 model has it as ``model.policy``.
-        hook_points: dotted module names (``"net.0"``; ``"lstm:hidden"`` for a hidden state), or
-            modules by the name they shall be streamed under.
+        hook_points: dotted module names (``"net.0"``; ``"lstm:hidden"`` for a hidden state), spans
+            (``"net.0..net.1"``: from the input of the first to the output of the last), or modules
+            by the name they shall be streamed under.
         metrics: names, specs, a metric pack or a :class:`MetricSet`; with ``env`` and no metrics,
             all that the environment shows.
         endpoint: the encoder's address; None streams nowhere (take steps with ``tap.take()``).
@@ -103,7 +110,7 @@ def attach(
         from interlatent_live.agent.shadow_start import start_shadow  # noqa: PLC0415  where asked
 
         tap.on_close(start_shadow(policy, tuple(modules), tap, identity))
-    hooks = HookSet(modules, tap.points, tap.gate, lane)
+    hooks = HookSet(modules, tap.points, tap.gate, lane, begins=beginnings(policy, modules))
     tap.on_close(hooks.remove)
     if chosen.control is not None:
         from interlatent_live.agent.control_start import start_control  # noqa: PLC0415  where asked

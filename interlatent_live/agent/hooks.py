@@ -20,6 +20,7 @@ from torch import nn
 
 from interlatent_live.agent.acting import Gate, Point, row_width
 from interlatent_live.errors import UserError
+from interlatent_live.policies.hook_points import span_ends
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -49,12 +50,12 @@ _ELEMENTWISE: Final = (
 def resolve(
     policy: nn.Module, hook_points: Sequence[str] | Mapping[str, nn.Module]
 ) -> dict[str, nn.Module]:
-    """The modules that the hook points name.
+    """The modules that the hook points name; of a span, the last one, whose output is y.
 
     Args:
         policy: where dotted names are looked up.
-        hook_points: dotted names (``"lstm:hidden"`` for a hidden state), or modules by the name
-            they shall be streamed under.
+        hook_points: dotted names (``"lstm:hidden"`` for a hidden state), spans ``first..last``, or
+            modules by the name they shall be streamed under.
 
     Raises:
         UserError: when a name does not exist (the closest names are listed), or when its module
@@ -75,17 +76,29 @@ def resolve(
     for name in hook_points:
         if isinstance(hook_points, Mapping):
             module = hook_points[name]
+            _refuse_unreadable(name, module)
         else:
-            path = name.removesuffix(HIDDEN)
-            if path not in modules:
-                raise UserError(_unknown(path, modules))
-            module = modules[path]
-            _refuse_compiled(name, path, modules, policy)
+            for path in span_ends(name.removesuffix(HIDDEN)):
+                if path not in modules:
+                    raise UserError(_unknown(path, modules))
+                module = modules[path]
+                _refuse_compiled(name, path, modules, policy)
+                _refuse_unreadable(name, module)
         if name in named:
             raise UserError(f"hook point {name!r} is named twice")
-        _refuse_unreadable(name, module)
         named[name] = module
     return named
+
+
+def beginnings(policy: nn.Module, modules: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Of each resolved hook point that is a span, the module whose input is x."""
+    found = {}
+    for name, last in modules.items():
+        begin, end = span_ends(name)
+        # Modules that were given under a name of the user's choice are no spans.
+        if begin != end and dict(policy.named_modules()).get(end) is last:
+            found[name] = policy.get_submodule(begin)
+    return found
 
 
 def _unknown(name: str, modules: Mapping[str, nn.Module]) -> str:
@@ -136,6 +149,17 @@ def known_widths(policy: nn.Module, name: str, module: nn.Module) -> tuple[int |
     """
     if name.endswith(HIDDEN):
         return _first_width(module), getattr(module, "hidden_size", None)
+    begin, end = span_ends(name)
+    if begin == end:
+        return _widths(policy, name, module)
+    try:
+        first = policy.get_submodule(begin)
+    except AttributeError:
+        return None, None
+    return _widths(policy, begin, first)[0], _widths(policy, end, module)[1]
+
+
+def _widths(policy: nn.Module, name: str, module: nn.Module) -> tuple[int | None, int | None]:
     own = _first_width(module), _last_width(module)
     if own != (None, None) or not isinstance(module, _ELEMENTWISE):
         return own
@@ -232,7 +256,10 @@ def weights_watch(policy: nn.Module) -> Callable[[], bool]:
 
 
 class HookSet:
-    """The hooks of one tap: registered at construction, gone after :meth:`remove`."""
+    """The hooks of one tap: registered at construction, gone after :meth:`remove`.
+
+    ``begins`` are the modules whose input is x, where it is not the hooked module's own.
+    """
 
     def __init__(
         self,
@@ -240,10 +267,20 @@ class HookSet:
         points: Mapping[str, Point],
         gate: Gate,
         lane: CudaLane | None = None,
+        *,
+        begins: Mapping[str, nn.Module] | None = None,
     ) -> None:
         self._handles: list[RemovableHandle] = []
+        begins = begins or {}
         for name, module in modules.items():
-            hook = _make_hook(points[name], gate, lane, hidden=name.endswith(HIDDEN))
+            begun: list[Any] | None = None
+            if name in begins:
+                begun = [None]
+                entering = _make_entering_hook(begun, gate)
+                self._handles.append(
+                    begins[name].register_forward_pre_hook(entering, with_kwargs=True)
+                )
+            hook = _make_hook(points[name], gate, lane, begun, hidden=name.endswith(HIDDEN))
             self._handles.append(module.register_forward_hook(hook, with_kwargs=True))
 
     def remove(self) -> None:
@@ -253,8 +290,23 @@ class HookSet:
         self._handles.clear()
 
 
+def _make_entering_hook(
+    begun: list[Any], gate: Gate
+) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+    """Holds what goes into a span until its last module has run, in the same thread."""
+    is_compiling = torch.compiler.is_compiling
+
+    def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if is_compiling() or not gate.recording:
+            return
+        if gate.thread is None or gate.thread == get_ident():
+            begun[0] = args[0] if args else next(iter(kwargs.values()), None)
+
+    return hook
+
+
 def _make_hook(
-    point: Point, gate: Gate, lane: CudaLane | None, *, hidden: bool
+    point: Point, gate: Gate, lane: CudaLane | None, begun: list[Any] | None, *, hidden: bool
 ) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]:
     # A closure over locals: attribute look-ups on self would cost a microsecond per hook in all.
     float32 = torch.float32
@@ -276,7 +328,10 @@ def _make_hook(
             ):
                 point.refuse(_refusal(gate, y))
                 return
-            x = args[0] if args else next(iter(kwargs.values()), None)
+            if begun is None:
+                x = args[0] if args else next(iter(kwargs.values()), None)
+            else:
+                x, begun[0] = begun[0], None
             if (
                 x.__class__ is tensor
                 and y is not None

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from interlatent_live.errors import UserError
+from interlatent_live.policies.hook_points import span_ends
 from interlatent_live.probes.probe import Side
 from interlatent_live.probes.targets import label
 from interlatent_live.probes.train import ProbeRows
-from interlatent_live.transcoders.capture import span_ends
 from interlatent_live.transcoders.dataset import concatenate, split_by_episode
 
 if TYPE_CHECKING:

@@ -1,8 +1,7 @@
 """Reading a module's input and output while a policy runs offline.
 
 The tap does this for a live agent, sampled and without ever raising; here every row counts, and a
-hook point that does not fire is an error. A *span* ``first..last`` is a hook point too: x is the
-input of ``first``, y the output of ``last``, for blocks that are no module of their own.
+hook point that does not fire is an error.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 
 from interlatent_live.errors import UserError
+from interlatent_live.policies.hook_points import span_ends
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -19,18 +19,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor, nn
     from torch.utils.hooks import RemovableHandle
-
-SPAN = ".."
-
-
-def span_ends(hook_point: str) -> tuple[str, str]:
-    """The modules whose input and output a hook point speaks of.
-
-    ``"hidden.1"`` → the same twice; ``"hidden.0..hidden.1"`` → the two.
-    """
-    first, separator, last = hook_point.partition(SPAN)
-    return (first, last) if separator else (hook_point, hook_point)
-
 
 def module_named(policy: nn.Module, name: str) -> nn.Module:
     """The submodule of this dotted name.

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from interlatent_live.policies.hook_points import span_ends
 from interlatent_live.policies.mlp import MlpPolicy
 from interlatent_live.policies.spec import Output
-from interlatent_live.transcoders.capture import span_ends
 from interlatent_live.transcoders.training.head import CurvedTail, HeadMetric, LinearHead
 
 if TYPE_CHECKING:

@@ -48,6 +48,60 @@ def mlp(d_in=6, d=5, d_out=3):
 
 
 @pytest.mark.parametrize("n", [1, 4])
+def test_a_span_has_the_input_of_its_first_and_the_output_of_its_last_module(n):
+    policy = mlp()
+    env = {} if n == 1 else {"env_count": n, "autoreset": "same_step"}
+    xs, ys = [], []
+    with tapped(policy, ["0..1", "2..3", "2"], **env) as tap, torch.no_grad():
+        assert [(p.d_in, p.d_out) for p in tap.points.values()] == [(6, 5), (5, 5), (5, 5)]
+        for _ in range(5):
+            obs = torch.randn(n, 6)
+            policy(obs)
+            xs.append(policy[:2](obs).numpy())
+            ys.append(policy[:4](obs).numpy())
+            tap.step(np.zeros((n, 0)))
+        x, y = columns(tap, "2..3")
+    np.testing.assert_array_equal(x, np.concatenate(xs))
+    np.testing.assert_array_equal(y, np.concatenate(ys))
+
+
+def test_a_spans_ends_are_modules_that_can_be_read():
+    policy = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(6, 3))
+    with pytest.raises(UserError, match="works in place"):
+        tapped(policy, ["0..1"])
+    with pytest.raises(UserError, match="no module '7'"):
+        tapped(mlp(), ["2..7"])
+
+
+def test_a_span_never_pairs_the_input_of_one_thread_with_the_output_of_another():
+    policy = mlp()
+    inside, go_on = threading.Event(), threading.Event()
+
+    class Slow(nn.Module):
+        def forward(self, x):
+            if threading.current_thread() is not threading.main_thread():
+                inside.set()
+                go_on.wait(5)
+            return x
+
+    policy = nn.Sequential(*list(policy)[:3], Slow(), *list(policy)[3:])
+    with tapped(policy, ["2..4"]) as tap, torch.no_grad():
+        obs = torch.randn(1, 6)
+        policy(obs)
+        tap.step([])
+        other = threading.Thread(target=policy, args=(torch.randn(1, 6),))
+        other.start()
+        assert inside.wait(5)
+        policy(obs)
+        go_on.set()
+        other.join()
+        tap.step([])
+        x, y = columns(tap, "2..4")
+    np.testing.assert_array_equal(x[1:], policy[:2](obs).detach().numpy())
+    np.testing.assert_array_equal(y[1:], policy[:5](obs).detach().numpy())
+
+
+@pytest.mark.parametrize("n", [1, 4])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 def test_x_and_y_are_what_the_module_saw(n, dtype):
     policy = mlp().to(dtype)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 
 from interlatent_live.errors import UserError
-from interlatent_live.transcoders.capture import module_named, span_ends
+from interlatent_live.policies.hook_points import span_ends
+from interlatent_live.transcoders.capture import module_named
 
 if TYPE_CHECKING:
     from collections.abc import Callable
