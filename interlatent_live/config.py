@@ -49,7 +49,7 @@ MEBI: Final = 1024 * KIBI
 CONTROL_REQUESTS: Final = 256
 """Commands that may be on their way at once."""
 
-ServiceName = Literal["encoder", "correlator", "explainer", "console", "control"]
+ServiceName = Literal["encoder", "correlator", "explainer", "console", "control", "recorder"]
 
 # ------------------------------------------------------------------------------------ addresses
 
@@ -172,6 +172,9 @@ class EndpointSettings(_Section):
     control_requests: Endpoint = "tcp://127.0.0.1:28419"
     """The console and `interlatent-live intervene` command here (control)."""
     control_health: Address = "127.0.0.1:28424"
+    recorder: Endpoint = "tcp://127.0.0.1:28409"
+    """The encoder sends features here, with credit, where recorder.folder is set (recorder)."""
+    recorder_health: Address = "127.0.0.1:28425"
 
     def feeds(self) -> tuple[str, str, str]:
         """The endpoints that viewers subscribe to."""
@@ -202,7 +205,7 @@ class EncoderSettings(_Section):
     batch_delay_ms: Annotated[float, Field(ge=0, le=1000)] = 2.0
     """Longest that a step waits for others to be encoded with."""
     consumers: Endpoints = ()
-    """Further receivers of features, such as recorders, beside the correlator and the explainer."""
+    """Further receivers of features beside the correlator, the explainer and the recorder."""
     pending_rows: Count = 65_536
     """Most steps that wait to be encoded; what does not fit is declared lost."""
     rescan_s: Annotated[float, Field(ge=1, le=86_400)] = 2.0
@@ -316,6 +319,30 @@ class ControlSettings(_Section):
     """Share of an agent's own bound above which an intervention needs a second person; 1: none."""
 
 
+class RecorderSettings(_Section):
+    """Writes what the agents did, and what was said of it, into files (docs/recordings.md)."""
+
+    folder: Path | None = None
+    """Folder of the recordings; none: nothing is recorded, and no recorder is started."""
+    chunk_seconds: Annotated[float, Field(gt=0, le=60)] = 1.0
+    """Longest that rows wait to be written; `kill -9` costs at most so much."""
+    file_bytes: Bytes = 256 * MEBI
+    """Size at which the next file is begun."""
+    file_seconds: Annotated[float, Field(ge=1, le=30 * 86_400)] = 3600.0
+    """Age at which the next file is begun."""
+    keep_bytes: Bytes | None = None
+    """Most bytes of all recordings in the folder; the oldest go. None: they stay."""
+    keep_days: Annotated[float, Field(gt=0)] | None = None
+    """Age at which recordings go; none: they stay."""
+    redact: Texts = ()
+    """Names of metrics that are left out of rows, manifests and documents."""
+    foxglove: bool = True
+    """Write a few rows a second as JSON too, for Foxglove and other viewers."""
+    compression: Literal["zstd", "lz4", "none"] = "zstd"
+    durable: bool = False
+    """Wait until each chunk is on the disk, so that a power cut costs no more than a kill."""
+
+
 class LimitSettings(_Section):
     """What may be connected and how much may wait; memory follows from it."""
 
@@ -367,6 +394,7 @@ class Settings(BaseSettings):
     explainer: ExplainerSettings = ExplainerSettings()
     console: ConsoleSettings = ConsoleSettings()
     control: ControlSettings = ControlSettings()
+    recorder: RecorderSettings = RecorderSettings()
     limits: LimitSettings = LimitSettings()
     security: SecuritySettings = SecuritySettings()
     logging: LoggingSettings = LoggingSettings()
@@ -414,6 +442,18 @@ class Settings(BaseSettings):
             variables[variable(name)] = _as_text(value)
         return variables
 
+    def services(self) -> tuple[ServiceName, ...]:
+        """What makes a system under these settings: a recorder only where it has a folder."""
+        everything: tuple[ServiceName, ...] = get_args(ServiceName)
+        without = {"recorder"} if self.recorder.folder is None else set()
+        return tuple(name for name in everything if name not in without)
+
+    def consumers(self) -> tuple[str, ...]:
+        """Where the encoder sends features, with credit."""
+        endpoints = self.endpoints
+        recorder = () if self.recorder.folder is None else (endpoints.recorder,)
+        return (endpoints.correlator, endpoints.explainer, *recorder, *self.encoder.consumers)
+
     def buffers(self, service: ServiceName) -> BufferBudget:
         """Every buffer of a service with its limit; their sum bounds what the service may hold."""
         limits = self.limits
@@ -447,6 +487,12 @@ class Settings(BaseSettings):
                 Buffer("agents as they describe themselves", 512 * KIBI, 4 * limits.agents),
                 Buffer("requests not yet answered", 256 * KIBI, CONTROL_REQUESTS),
                 Buffer("entries not yet in the audit", self.control.audit_bytes),
+            ),
+            # Received, and once more as it is written: acknowledged only once it is.
+            "recorder": (
+                features,
+                Buffer("rows and documents of one chunk", limits.consumer_bytes),
+                Buffer("message being written", limits.message_bytes),
             ),
         }
         return BufferBudget(own[service])

@@ -123,10 +123,8 @@ class EncoderShell:
         self._feed = FeedPublisher(
             network, settings.endpoints.encoder_feed, "encoder", limits.feed_bytes
         )
-        endpoints = settings.endpoints
         self._consumers = [
-            FeatureSender(network, one, limits.consumer_bytes)
-            for one in (endpoints.correlator, endpoints.explainer, *encoder.consumers)
+            FeatureSender(network, one, limits.consumer_bytes) for one in settings.consumers()
         ]
         # What waits here takes of the room that consumers have anyway.
         self._gatherer = Gatherer(limits.consumer_bytes // 4)

@@ -176,11 +176,10 @@ def device(settings: Settings) -> Iterator[Finding]:
 def machine(settings: Settings) -> Iterator[Finding]:
     """Memory for the buffers, and file descriptors for the connections."""
     import resource
-    from typing import get_args
 
-    from interlatent_live.config import ServiceName, human_bytes
+    from interlatent_live.config import human_bytes
 
-    total = sum(settings.buffers(name).total for name in get_args(ServiceName))
+    total = sum(settings.buffers(name).total for name in settings.services())
     free = _available_memory()
     fits = free is None or total < free
     yield Finding(

@@ -31,7 +31,8 @@ class Health:
 
 def health(
     services: Annotated[
-        list[str] | None, typer.Argument(help="Services to ask; without any, all of them.")
+        list[str] | None,
+        typer.Argument(help="Services to ask. [default: those `up` starts]"),
     ] = None,
     config: ConfigOption = None,
     assign: SetOption = None,
@@ -50,7 +51,7 @@ def health(
         if name not in known:
             raise UserError(f"there is no service {name!r}; there are {', '.join(known)}")
     settings = resolve_options(config, assign).settings
-    found = [ask(settings, name) for name in services or known]
+    found = [ask(settings, name) for name in services or settings.services()]
     if as_json:
         out = {one.service: {"ready": one.ready, "why": one.why, **one.facts} for one in found}
         print(json.dumps(out, indent=1, ensure_ascii=False))

@@ -51,6 +51,8 @@ app.command()(services.correlator)
 app.command()(services.explainer)
 app.command()(services.console)
 app.command()(services.control)
+app.command()(services.record)
+app.command("recorder", hidden=True)(services.record)  # as `up` starts each by its name
 app.command(hidden=True)(demo.demo_agent)
 app.command()(demo.demo_build)
 app.command()(transcoders.collect)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from interlatent_live.cli.options import ConfigOption, SetOption, resolve_options
 
@@ -68,6 +71,31 @@ def control(config: ConfigOption = None, assign: SetOption = None) -> None:
     from interlatent_live.services.control import serve
 
     _serve("control", resolve_options(config, assign).settings, serve)
+
+
+def record(
+    folder: Annotated[
+        Path | None, typer.Option(help="Where the recordings go; otherwise recorder.folder.")
+    ] = None,
+    foxglove: Annotated[
+        bool | None,
+        typer.Option(
+            "--foxglove/--no-foxglove",
+            help="Write some rows as JSON too, for Foxglove. [default: recorder.foxglove]",
+        ),
+    ] = None,
+    config: ConfigOption = None,
+    assign: SetOption = None,
+) -> None:
+    """Record features, metrics and documents into files that a kill does not spoil.
+
+    Started by `up` where recorder.folder is set, and then the encoder sends it features by itself;
+    for a recorder of its own, name its endpoint in encoder.consumers. Runs until SIGINT or SIGTERM.
+    """
+    from interlatent_live.services.recorder import serve
+
+    flags = {"recorder.folder": folder, "recorder.foxglove": foxglove}
+    _serve("recorder", resolve_options(config, assign, flags).settings, serve)
 
 
 def up(config: ConfigOption = None, assign: SetOption = None) -> None:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
-from interlatent_live.config import ServiceName
+from interlatent_live.config import Settings
 from interlatent_live.engine.port import HttpReady, ServiceSpec, service_command
 
 if TYPE_CHECKING:
-    from interlatent_live.config import Settings
+    from interlatent_live.config import ServiceName
 
-SERVICES: tuple[ServiceName, ...] = get_args(ServiceName)
+SERVICES: tuple[ServiceName, ...] = Settings().services()
+"""What runs under the defaults."""
 
 
 def service_specs(settings: Settings) -> tuple[ServiceSpec, ...]:
-    """Encoder, correlator, explainer, console and control under exactly these settings.
+    """The services of a system under exactly these settings, a recorder where it has a folder.
 
     They do not depend on each other's being up: links reconnect, so each may start, die and return
     at any time, and all start at once.
@@ -29,5 +30,5 @@ def service_specs(settings: Settings) -> tuple[ServiceSpec, ...]:
             ready_within_s=120.0,
             hang_after_s=60.0,
         )
-        for name in SERVICES
+        for name in settings.services()
     )

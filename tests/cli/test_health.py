@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import get_args
 
 from typer.testing import CliRunner
 
 from interlatent_live.cli.main import app
-from interlatent_live.config import ServiceName, Settings, on_free_ports
+from interlatent_live.config import Settings, on_free_ports
 from interlatent_live.services.runtime import ServiceRuntime
 
 
@@ -34,8 +33,8 @@ def test_without_services_every_one_is_asked_and_missing_ones_are_named():
     result = ask(settings)
     assert result.exit_code == 1
     lines = result.stdout.splitlines()
-    assert [line.split()[0] for line in lines] == list(get_args(ServiceName))
-    for name, line in zip(get_args(ServiceName), lines, strict=True):
+    assert [line.split()[0] for line in lines] == list(settings.services())
+    for name, line in zip(settings.services(), lines, strict=True):
         assert f"no answer at {settings.endpoints.health(name)}" in line
 
 

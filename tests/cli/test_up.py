@@ -8,17 +8,16 @@ import signal
 import subprocess
 import sys
 import urllib.request
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 import psutil
 import pytest
 
-from interlatent_live.config import ServiceName, on_free_ports, resolve
+from interlatent_live.config import on_free_ports, resolve
+from interlatent_live.engine.launch import SERVICES
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-SERVICES: tuple[ServiceName, ...] = get_args(ServiceName)
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,12 @@ import shlex
 import shutil
 import subprocess
 from pathlib import Path
-from typing import get_args
 
 import pytest
 from typer.testing import CliRunner
 
 from interlatent_live.cli.main import app
-from interlatent_live.config import ServiceName, Settings
+from interlatent_live.config import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
@@ -56,7 +55,8 @@ def test_prometheus_scrapes_where_the_services_listen() -> None:
     scraped = (DEPLOY / "prometheus" / "scrape.yml").read_text(encoding="utf-8")
     found = dict(re.findall(r'targets: \["([^"]+)"\]\s+labels: \{service: (\w+)\}', scraped))
     endpoints = Settings().endpoints
-    assert found == {endpoints.health(name): name for name in get_args(ServiceName)}
+    assert found == {endpoints.health(name): name for name in Settings().services()}
+    assert endpoints.recorder_health in scraped, "in a comment, for those who record"
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="no Prometheus here")

@@ -139,7 +139,10 @@ def watched(tmp_path_factory):
         pytest.skip("no Prometheus here")
     folder = tmp_path_factory.mktemp("monitoring")
     save(folder / "transcoders", transcoder())
-    flags = {"encoder.transcoders": [str(folder / "transcoders")]}
+    flags = {
+        "encoder.transcoders": [str(folder / "transcoders")],
+        "recorder.folder": str(folder / "recordings"),
+    }
     with System(**flags) as system, system.tap() as tap:
         targets = {
             name: system.settings.endpoints.health(name)

@@ -7,12 +7,10 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-from typing import get_args
 
 import numpy as np
 import pytest
 
-from interlatent_live.config import ServiceName
 from interlatent_live.stream import Activations
 from interlatent_live.transcoders.encoding import encode_activations
 from tests.support.system import FEATURES, HOOK, System, Walker, save, transcoder
@@ -97,7 +95,7 @@ def test_a_policy_nobody_trained_on_is_refused_with_a_sentence_and_acts_on(syste
 
 
 def test_health_and_metrics_of_every_service(system):
-    for name in get_args(ServiceName):
+    for name in system.settings.services():
         base = f"http://{system.settings.endpoints.health(name)}"
         health = json.load(urllib.request.urlopen(f"{base}/healthz"))
         assert (health["service"], health["ready"]) == (name, True)
