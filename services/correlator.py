@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from interlatent_live.pipeline.blocks import Block
     from interlatent_live.pipeline.correlator import Stream
     from interlatent_live.services.publishing import FeedPublisher
+    from interlatent_live.services.receiver_service import Losses
     from interlatent_live.statistics.correlator import CorrelatorState
     from interlatent_live.statistics.rules import Transition
     from interlatent_live.stream import FeatureBatch, Manifest
@@ -109,7 +110,7 @@ class CorrelatorService(FeatureService):
             for received in self._receiver.tick():
                 self._on_received(received)
             self._feed.welcome_viewers()
-            for boot_id in self._handler.turn(self._feed, self.lost()):
+            for boot_id in self._handler.turn(self._feed, self.lost):
                 self._receiver.processed(boot_id)
             self.queries.turn(rows_wait=rows in ready)
             if time.monotonic() >= metrics_due:
@@ -352,7 +353,7 @@ class CorrelatorShell:
     def _held(self, boot_id: str, event: Manifest | FeatureBatch | None) -> bool:
         return self._catch_up is not None and self._catch_up.holds(boot_id, event)
 
-    def turn(self, feed: FeedPublisher, lost: Mapping[str, Mapping[str, int]]) -> list[str]:
+    def turn(self, feed: FeedPublisher, lost: Losses) -> list[str]:
         """Take in what waits; publish the profiles of what changed when it is time, one a turn.
 
         Returns the boots whose oldest rows are done with, once per message.
@@ -373,12 +374,12 @@ class CorrelatorShell:
             self._log.info("caught up", rows=self._catch_up.rows)
         return done
 
-    def _publish(self, feed: FeedPublisher, lost: Mapping[str, Mapping[str, int]]) -> None:
+    def _publish(self, feed: FeedPublisher, lost: Losses) -> None:
         now = time.monotonic()
         if self._publishing is None:
             if now < self._due:
                 return
-            self._publishing, self._began, self._spent = self._core.documents(lost), now, 0.0
+            self._publishing, self._began, self._spent = self._core.documents(lost()), now, 0.0
         document = next(self._publishing, None)
         if document is None:
             self._publishing = None

@@ -17,7 +17,7 @@ from interlatent_live.encoding.devices import open_device
 from interlatent_live.encoding.micro_batching import BatchLimits
 from interlatent_live.encoding.prepared import PreparedEncoders
 from interlatent_live.errors import UserError
-from interlatent_live.feed.documents import AgentsDocument, Topic
+from interlatent_live.feed.documents import AgentsDocument, Topic, agents_that_fit
 from interlatent_live.logs import get_logger
 from interlatent_live.pipeline.encoder import EncoderCore
 from interlatent_live.pipeline.gathering import Gatherer
@@ -31,7 +31,7 @@ from interlatent_live.services.reloading import Reloader
 from interlatent_live.services.runtime import ServiceRuntime
 from interlatent_live.services.sending import FeatureSender
 from interlatent_live.wire.codec import encode_features
-from interlatent_live.wire.limits import Limits
+from interlatent_live.wire.limits import DEFAULT_LIMITS, Limits
 from interlatent_live.wire.messages import FeaturesMessage, StepsMessage
 from interlatent_live.wire.receiver_link import Asked, Deliver, Detached, Ended, ReceiverConfig
 from interlatent_live.wire.security import Domain
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from interlatent_live.stream import FeatureBatch
 
 STATUS_EVERY_S = 0.5
+STATUS_BYTES = DEFAULT_LIMITS.document_bytes * 3 // 4
+"""Of the agents in the status; the rest of the document is for the encoder's own counts."""
 STATUS_COST = 20
 """The status is published again after at least so many times what it took."""
 LONGEST_POLL_MS = 20
@@ -344,9 +346,12 @@ class EncoderShell:
                 self._keep_counts(boot_id)
         agents = self._core.agents()
         self._metrics.update(agents)
+        shown = agents_that_fit(agents, STATUS_BYTES)
         document = AgentsDocument(
-            agents=agents,
+            agents=shown,
             service={
+                "agents_known": len(agents),
+                "agents_shown": len(shown),
                 "refusals": dict(self._agents.hub.counters.refusals),
                 "vanished": self._core.vanished,
                 "transcoders": {

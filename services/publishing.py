@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from interlatent_live.errors import WireError
 from interlatent_live.feed.documents import Topic, document_payload
+from interlatent_live.logs import get_logger
 from interlatent_live.wire.codec import encode_document
 from interlatent_live.wire.sockets import receive_message, send_message
 
@@ -38,12 +40,24 @@ class FeedPublisher:
         self._kept: dict[tuple[Topic, str], tuple[dict[str, Any], int]] = {}
         self._numbers: dict[Topic, int] = {}
         self._subscribed: set[str] = set()
+        self._log = get_logger(f"services.{source}")
+        self.refused = 0
+        """Documents that do not fit the wire's rules."""
 
     def documents(self, topic: Topic, document: msgspec.Struct, key: str = "") -> None:
-        """Publish a document and keep it for late joiners."""
+        """Publish a document and keep it for late joiners.
+
+        One that the wire refuses, such as one too large, is counted and logged: viewers keep the
+        one before, and no service ends over what it cannot show.
+        """
         payload = document_payload(document)
+        try:
+            size = self._publish(topic, payload)
+        except WireError as error:
+            self.refused += 1
+            self._log.warning("document not published", key=key, why=str(error))
+            return
         self._forget((topic, key))
-        size = self._publish(topic, payload)
         while self._kept and self._held + size > self._limit:
             self._forget(next(iter(self._kept)))
         self._kept[topic, key] = (payload, size)

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from interlatent_live.services.runtime import ServiceRuntime
     from interlatent_live.stream import FeatureBatch, Manifest
 
+    Losses = Callable[[], Mapping[str, Mapping[str, int]]]
+    """Rows that never came, by run and reason."""
+
 LONGEST_POLL_MS = 20
 
 
@@ -46,8 +49,8 @@ class FeatureHandler(Protocol):
         """A run ended; all its rows were delivered."""
         ...
 
-    def turn(self, feed: FeedPublisher, lost: Mapping[str, Mapping[str, int]]) -> Sequence[str]:
-        """Once per turn of the loop: publish what is due; ``lost`` is by run.
+    def turn(self, feed: FeedPublisher, lost: Losses) -> Sequence[str]:
+        """Once per turn of the loop: publish what is due; ``lost`` looks at every stream's books.
 
         Returns the streams whose oldest rows are now done with, once per batch.
         """
@@ -99,7 +102,7 @@ class FeatureService:
             for received in self._receiver.tick():
                 self._on_received(received)
             self._feed.welcome_viewers()
-            for boot_id in self._handler.turn(self._feed, self.lost()):
+            for boot_id in self._handler.turn(self._feed, self.lost):
                 self._receiver.processed(boot_id)
 
     def lost(self) -> dict[str, dict[str, int]]:

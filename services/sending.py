@@ -153,9 +153,9 @@ class FeatureSender:
         now = read_clock()
         self._carry_out(self.link.on_tick(now))
         self.flush()
+        queued = {one.batch.boot_id for one in self._queue} if self._ending else set()
         for boot_id, until in list(self._ending.items()):
-            waiting = any(one.batch.boot_id == boot_id for one in self._queue)
-            settled = not waiting and self.link.counts(boot_id).in_flight == 0
+            settled = boot_id not in queued and self.link.counts(boot_id).in_flight == 0
             if settled or now.mono >= until:
                 del self._ending[boot_id]
                 self._announced.pop(boot_id, None)

@@ -45,6 +45,10 @@ def bench(
     steps: Annotated[
         int | None, typer.Option(min=1, help="How many steps at least, where that can be chosen.")
     ] = None,
+    only: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Only this part, where there are some; repeatable."),
+    ] = None,
     require: Annotated[
         bool, typer.Option("--require", help="Exit with 1 when a goal is not met.")
     ] = False,
@@ -60,6 +64,8 @@ def bench(
         options["quick"] = True
     given = {"device": device, "minutes": minutes, "steps": steps}
     options |= {option: value for option, value in given.items() if value is not None}
+    if only:
+        options["only"] = tuple(only)
     with _progress() as say:
         report = run_bench(name, BENCHES, options, progress=say)
     _show(report)

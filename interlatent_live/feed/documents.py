@@ -80,7 +80,11 @@ class AgentStatus(msgspec.Struct, frozen=True):
 
 
 class AgentsDocument(msgspec.Struct, frozen=True):
-    """Topic ``agents``: every run the encoder has seen since it started."""
+    """Topic ``agents``: the runs the encoder has seen since it started, in order of connecting.
+
+    Where there are more than fit a document, :func:`agents_that_fit` says which are left out;
+    ``service`` says how many there are.
+    """
 
     agents: list[AgentStatus]
     service: dict[str, Any]
@@ -271,6 +275,26 @@ DOCUMENTS: dict[Topic, type[msgspec.Struct]] = {
     Topic.ALERTS: AlertsDocument,
     Topic.COSTS: CostsDocument,
 }
+
+
+def agents_that_fit(agents: list[AgentStatus], limit_bytes: int) -> list[AgentStatus]:
+    """As many agents as ``limit_bytes`` of MessagePack hold, in their order.
+
+    Runs that ended go first, then those that have been silent for longest.
+    """
+    sizes = [len(msgspec.msgpack.encode(one)) for one in agents]
+    if sum(sizes) <= limit_bytes:
+        return agents
+    wanted = sorted(
+        range(len(agents)), key=lambda i: (agents[i].ended, -agents[i].last_step_ns, -i)
+    )
+    kept = []
+    for i in wanted:
+        limit_bytes -= sizes[i]
+        if limit_bytes < 0:
+            break
+        kept.append(i)
+    return [agents[i] for i in sorted(kept)]
 
 
 def parse_document(topic: str, payload: dict[str, Any]) -> msgspec.Struct:

@@ -98,7 +98,9 @@ class CorrelatorCore:
     Args:
         config: windows, depth and bounds of every correlator.
         clock: wall clock in ns since the epoch.
-        max_runs: runs kept; the oldest ended one is forgotten for a new one.
+        max_ended: ended runs kept; beyond it those that ended first are forgotten.
+        max_runs: runs kept at all; for a new one an ended one goes, then one that never had rows,
+            then the one whose rows ended first.
         limit_bytes: bound on all tables, by what their configuration says they take when full;
             ended runs are forgotten for a new one, and a stream that still has no room is refused.
         watch: what is watched of every hook point.
@@ -110,7 +112,8 @@ class CorrelatorCore:
         config: CorrelatorConfig,
         *,
         clock: Callable[[], int],
-        max_runs: int = 256,
+        max_ended: int = 256,
+        max_runs: int = 4096,
         limit_bytes: int = 512 * 1024 * 1024,
         watch: WatchConfig | None = None,
         slices: tuple[SliceText, ...] = (),
@@ -120,8 +123,11 @@ class CorrelatorCore:
         self.slices = slices
         self.config = replace(config, drift=self.watch.drift)
         self._clock = clock
+        self._max_ended = max_ended
         self._max_runs = max_runs
         self._runs: dict[str, Run] = {}
+        self._ended: dict[str, None] = {}
+        """Ended runs, in the order in which they ended."""
         self._streams: dict[tuple[str, str], Stream] = {}
 
     def hello(self, manifest: Manifest) -> None:
@@ -134,7 +140,7 @@ class CorrelatorCore:
         elif run.manifest.metrics != manifest.metrics:
             self._drop_streams(manifest.run_id)
         run.manifest = manifest
-        run.ended = False
+        self._set_ended(manifest.run_id, run, ended=False)
         # The newest run is the last one.
         self._runs[manifest.run_id] = self._runs.pop(manifest.run_id)
         if manifest.boot_id not in run.bases:
@@ -220,7 +226,7 @@ class CorrelatorCore:
         """The run ended; its statistics stay."""
         run = self._runs.get(run_id)
         if run is not None:
-            run.ended = True
+            self._set_ended(run_id, run, ended=True)
             for (owner, _), stream in self._streams.items():
                 if owner == run_id:
                     stream.correlator.finish()
@@ -381,7 +387,7 @@ class CorrelatorCore:
         next_seq = int(about["next_seq"])
         run.next_seq = max(run.next_seq, next_seq)
         run.rows = max(run.rows, int(about["rows"]))
-        run.ended = bool(about["ended"])
+        self._set_ended(manifest.run_id, run, ended=bool(about["ended"]))
         stream = self._streams[key] = Stream(
             run=run,
             hook_point=key[1],
@@ -474,7 +480,7 @@ class CorrelatorCore:
         def used() -> int:
             return sum(stream.full_bytes for stream in self._streams.values())
 
-        ended = [run_id for run_id, run in self._runs.items() if run.ended and run_id != key[0]]
+        ended = [run_id for run_id in self._ended if run_id != key[0]]
         while used() + size > self._limit_bytes and ended:
             self._drop_streams(ended.pop(0))
         if used() + size > self._limit_bytes:
@@ -501,10 +507,27 @@ class CorrelatorCore:
             lost=dict(lost),
         )
 
+    def _set_ended(self, run_id: str, run: Run, *, ended: bool) -> None:
+        run.ended = ended
+        self._ended.pop(run_id, None)
+        if ended:
+            self._ended[run_id] = None
+            while len(self._ended) > self._max_ended:
+                self._forget(next(iter(self._ended)))
+
     def _forget_one(self) -> None:
-        ended = [run_id for run_id, run in self._runs.items() if run.ended]
-        run_id = ended[0] if ended else next(iter(self._runs))
+        """An agent that acts must not go for one that only said hello."""
+        if self._ended:
+            self._forget(next(iter(self._ended)))
+            return
+        newest: dict[str, int] = {}
+        for (run_id, _), stream in self._streams.items():
+            newest[run_id] = max(newest.get(run_id, 0), stream.newest_ns or 0)
+        self._forget(min(self._runs, key=lambda run_id: newest.get(run_id, 0)))
+
+    def _forget(self, run_id: str) -> None:
         del self._runs[run_id]
+        self._ended.pop(run_id, None)
         self._drop_streams(run_id)
 
     def _drop_streams(self, run_id: str) -> None:

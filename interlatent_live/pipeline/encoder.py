@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 RATE_HALF_LIFE_S = 2.0
 SUMMED_AT_ONCE = 64
 RUNS_SHOWN = 256
-"""Runs kept in the status; the oldest ended ones are forgotten beyond it."""
+"""Ended runs kept in the status; the oldest are forgotten beyond it."""
 OVERLOAD = "encoder_overload"
 """Reason under which steps are declared lost that the encoder had no room to keep waiting."""
 
@@ -172,11 +172,20 @@ class _Agent:
     """The metrics as the status shows them: the same every time, so written once."""
     waited: list[NDArray[np.float64]] = field(default_factory=list)
     """Latencies in ms that are not yet in the histogram."""
+    shown: tuple[LatencyHistogram, Percentiles] | None = None
+    """A copy of the histogram for who scrapes it; that of a silent agent stays the same."""
 
-    def sum_up(self) -> None:
+    def count_latencies(self) -> None:
         if self.waited:
             self.latency.observe(np.concatenate(self.waited))
             self.waited.clear()
+            self.shown = None
+
+    def sum_up(self) -> tuple[LatencyHistogram, Percentiles]:
+        self.count_latencies()
+        if self.shown is None:
+            self.shown = self.latency.copy(), Percentiles(*self.latency.percentiles(50, 99))
+        return self.shown
 
 
 @dataclass(slots=True)
@@ -264,7 +273,7 @@ class EncoderCore:
 
     def _enter(self, source: str, manifest: Manifest, hook_points: dict[str, _HookPoint]) -> None:
         ended = [name for name, agent in self._agents.items() if agent.ended]
-        for name in ended[: max(0, len(self._agents) - RUNS_SHOWN + 1)]:
+        for name in ended[: max(0, len(ended) - RUNS_SHOWN + 1)]:
             del self._agents[name]
         described = [
             {
@@ -478,7 +487,7 @@ class EncoderCore:
             agent.last_step_ns = int(steps.time_ns[-1])
             agent.waited.append((batch.encoded_ns - steps.time_ns) / 1e6)
             if len(agent.waited) >= SUMMED_AT_ONCE:
-                agent.sum_up()
+                agent.count_latencies()
         return batch
 
     def has_room(self) -> bool:
@@ -555,11 +564,7 @@ class EncoderCore:
 
     def latencies(self) -> dict[str, LatencyHistogram]:
         """Step → feature latency by agent name, as it is now."""
-        found: dict[str, LatencyHistogram] = {}
-        for agent in self._agents.values():
-            agent.sum_up()
-            found[agent.manifest.agent] = agent.latency.copy()
-        return found
+        return {agent.manifest.agent: agent.sum_up()[0] for agent in self._agents.values()}
 
     def _status(self, agent: _Agent) -> AgentStatus:
         now = self._clock()
@@ -569,7 +574,7 @@ class EncoderCore:
             keep = 0.5 ** (elapsed / RATE_HALF_LIFE_S)
             agent.rate = recent if agent.rate == 0 else keep * agent.rate + (1 - keep) * recent
             agent.rate_at_ns, agent.rate_encoded = now, agent.encoded
-        agent.sum_up()
+        _, percentiles = agent.sum_up()
         manifest = agent.manifest
         return AgentStatus(
             agent=manifest.agent,
@@ -589,7 +594,7 @@ class EncoderCore:
             gaps_undeclared=agent.loss.undeclared,
             duplicates=agent.loss.duplicates,
             steps_per_second=agent.rate,
-            step_to_feature_ms=Percentiles(*agent.latency.percentiles(50, 99)),
+            step_to_feature_ms=percentiles,
             last_step_ns=agent.last_step_ns,
             ended=agent.ended,
             steps_sent=agent.sent,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -44,6 +44,8 @@ BUSY_MS: Final = 5000
 _LOCK: Final = 28_410_016
 """Number of PostgreSQL's advisory lock under which a schema is changed."""
 _PRUNE_EVERY: Final = 200
+_RUN_AGAIN_NS: Final = 60 * 10**9
+"""A run is written down again after this even when nothing is new: somebody still sees it."""
 _COSTS_KEPT: Final = 1000
 _WRITING: Final = "interlatent_writing"
 _KEPT: Final = (AgentsDocument, ClaimsDocument, CostsDocument, NarrationDocument)
@@ -83,6 +85,7 @@ class SqlClaimStore:
         self._runs_kept = runs_kept
         self._narrations_kept = narrations_kept
         self._taken = 0
+        self._runs_told: dict[str, _Told] = {}
 
     # -- in ----------------------------------------------------------------------------------------
 
@@ -90,11 +93,14 @@ class SqlClaimStore:
         """Keep what a feed document says; documents that are not kept are ignored."""
         if not isinstance(document, _KEPT):
             return
+        told = self._runs_told
         with self._writing() as connection:
             match document:
-                case AgentsDocument(agents=agents, published_ns=now):
-                    for agent in agents:
-                        _take_run(connection, agent, now)
+                case AgentsDocument(published_ns=now):
+                    told = _told(document, told)
+                    for one in told.values():
+                        if one.at_ns == now:
+                            _take_run(connection, one.status, now)
                 case ClaimsDocument():
                     _take_claims(connection, document)
                 case CostsDocument():
@@ -104,6 +110,7 @@ class SqlClaimStore:
             self._taken += 1
             if self._taken % _PRUNE_EVERY == 0:
                 self._prune(connection)
+        self._runs_told = told
 
     def recollect(
         self, run_id: str, hook_point: str, verdicts: Mapping[str, Sequence[Mapping[str, Any]]]
@@ -247,6 +254,35 @@ class SqlClaimStore:
             connection.execute(sa.delete(t.claims).where(t.claims.c.run_id.in_(gone)))
             connection.execute(sa.delete(t.narrations).where(t.narrations.c.run_id.in_(gone)))
             connection.execute(sa.delete(t.runs).where(t.runs.c.run_id.in_(gone)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What was written down of a run, and when it was published."""
+
+    status: AgentStatus
+    at_ns: int
+
+    def still(self, status: AgentStatus, now_ns: int) -> bool:
+        """Whether there is nothing new to write down: most agents of a large fleet are silent."""
+        recent = 0 <= now_ns - self.at_ns < _RUN_AGAIN_NS
+        return recent and _books(self.status) == _books(status)
+
+
+def _books(status: AgentStatus) -> tuple[Any, ...]:
+    losses = (status.dropped_declared, status.gaps_undeclared)
+    return (status.boot_id, status.ended, status.steps_received, status.steps_encoded, *losses)
+
+
+def _told(document: AgentsDocument, before: Mapping[str, _Told]) -> dict[str, _Told]:
+    """The newest word on each run of a document; those with ``at_ns`` of now are to be written."""
+    now = document.published_ns
+    found: dict[str, _Told] = {}
+    for status in document.agents:
+        old = before.get(status.run_id)
+        same = old is not None and old.still(status, now)
+        found[status.run_id] = old if old is not None and same else _Told(status, now)
+    return found
 
 
 def _take_run(connection: Connection, agent: AgentStatus, now_ns: int) -> None:

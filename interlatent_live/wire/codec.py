@@ -31,7 +31,6 @@ from interlatent_live.stream import (
 from interlatent_live.wire.limits import (
     DEFAULT_LIMITS,
     MAX_DEPTH,
-    MAX_HOOK_POINTS,
     MAX_INT,
     MAX_RANGES,
     Limits,
@@ -49,6 +48,7 @@ from interlatent_live.wire.messages import (
     HelloHeader,
     ManifestHeader,
     Message,
+    Name,
     Picture,
     PictureHeader,
     StepsHeader,
@@ -76,7 +76,7 @@ if TYPE_CHECKING:
 
     from interlatent_live.wire.tensors import Layout, Packing
 
-H = TypeVar("H", bound=msgspec.Struct)
+H = TypeVar("H")
 
 _CONTROLLERS: Final = bytes(range(len(Controller)))
 _FLAGS: Final = bytes(range(8))
@@ -109,18 +109,29 @@ def encode_hello(
     Raises:
         WireError: reason ``schema`` when the manifest does not fit the wire's rules.
     """
+    hashes = _convert(dict(transcoders or {}), dict[Name, Name], "hello")
+    _check_transcoders(manifest, hashes)
     header = {
         "v": VERSION,
         "kind": "hello",
-        "manifest": msgspec.to_builtins(ManifestHeader.of(manifest)),
+        "manifest": _manifest_words(manifest),
         "seq": first_seq,
         "sent": sent_ns,
-        "transcoders": dict(transcoders or {}),
+        "transcoders": hashes,
         "lossless": lossless,
     }
     packed = _pack(header)
-    _manifest_of(_convert(_unpack_header(packed, DEFAULT_LIMITS), HelloHeader, "hello"))
+    if len(packed) > DEFAULT_LIMITS.header_bytes:
+        raise WireError("limit", f"the manifest of {manifest.agent!r} makes {len(packed)} bytes")
     return [packed]
+
+
+@lru_cache(maxsize=64)
+def _manifest_words(manifest: Manifest) -> dict[str, Any]:
+    """A checked manifest as it is packed; an encoder announces each to several consumers."""
+    words: dict[str, Any] = msgspec.to_builtins(ManifestHeader.of(manifest))
+    _checked_manifest(_convert(words, ManifestHeader, "hello"))
+    return words
 
 
 def encode_steps(
@@ -665,8 +676,10 @@ def _decode_plain(fields: dict[str, Any], kind: str) -> WireMessage:
 
 def _decode_hello(fields: dict[str, Any]) -> Hello:
     header = _convert(fields, HelloHeader, "hello")
+    manifest = _checked_manifest(header.manifest)
+    _check_transcoders(manifest, header.transcoders)
     return Hello(
-        manifest=_manifest_of(header),
+        manifest=manifest,
         first_seq=header.seq,
         sent_ns=header.sent,
         transcoders=MappingProxyType(header.transcoders) if header.transcoders else None,
@@ -674,16 +687,19 @@ def _decode_hello(fields: dict[str, Any]) -> Hello:
     )
 
 
-def _manifest_of(header: HelloHeader) -> Manifest:
-    manifest = header.manifest.manifest()
+def _checked_manifest(header: ManifestHeader) -> Manifest:
+    manifest = header.manifest()
     _check_unique([hook.name for hook in manifest.hook_points])
     names = manifest.metric_names()
     if len(set(names)) != len(names):
         raise WireError("schema", f"a metric of {manifest.agent!r} is named twice")
-    hooks = {hook.name for hook in manifest.hook_points}
-    if len(header.transcoders) > MAX_HOOK_POINTS or not hooks.issuperset(header.transcoders):
-        raise WireError("schema", "the hello has a transcoder for a hook point it does not name")
     return manifest
+
+
+def _check_transcoders(manifest: Manifest, transcoders: Mapping[str, str]) -> None:
+    hooks = {hook.name for hook in manifest.hook_points}
+    if not hooks.issuperset(transcoders):
+        raise WireError("schema", "the hello has a transcoder for a hook point it does not name")
 
 
 def _recall_steps(

@@ -9,6 +9,7 @@ shell's policy; the link says *whether* they may go and keeps the books.
 from __future__ import annotations
 
 import random
+from collections import deque
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -51,8 +52,11 @@ class LinkState(Enum):
 class SenderConfig:
     """Times in seconds. ``lossless`` sends again what a lost peer did not process."""
 
-    heartbeat: float = 0.2
-    peer_timeout: float = 2.0
+    heartbeat: float = 0.5
+    peer_timeout: float = 5.0
+    """A peer that is slow is not dead: a process that ended is told by its successor at once."""
+    rewind_interval: float = 2.0
+    """Lossless only: least time between two times that a hole is sent again."""
     hello_timeout: float = 5.0
     backoff_first: float = 0.1
     backoff_longest: float = 5.0
@@ -135,7 +139,8 @@ class _Stream:
     welcomed: bool = False
     greet_at: float | None = None
     rewound_at: float = float("-inf")
-    stats_at: float = 0.0
+    touched: bool = False
+    """Its books changed, and a statement of them is due within the interval."""
     stats_said: SenderCounts | None = None
 
 
@@ -170,8 +175,13 @@ class SenderLink:
         self._at = 0.0
         self._heard = 0.0
         self._spoke = 0.0
-        # Nothing is due for any stream before this moment: a link may carry hundreds.
-        self._due = 0.0
+        # A link may carry a thousand silent streams: only those are looked at whose books changed
+        # (first those of which this is new, then with the time their statement is due), and those
+        # that were refused.
+        self._touched: list[str] = []
+        self._statements: deque[tuple[float, str]] = deque()
+        self._refused: set[str] = set()
+        self._greet_at = float("inf")
 
     # --- streams --------------------------------------------------------------------------------
 
@@ -188,14 +198,12 @@ class SenderLink:
         Raises:
             WireError: reason ``schema`` when the manifest does not fit the wire's rules.
         """
-        encode_hello(manifest, transcoders=transcoders)
         known = self._streams.get(manifest.boot_id)
         ledger = known.ledger if known else SenderLedger(first_seq)
         stream = _Stream(manifest, transcoders, ledger)
+        greeting = self._greet(now, stream)
         self._streams[manifest.boot_id] = stream
-        if self.state in {LinkState.GREETING, LinkState.UP}:
-            return [self._greet(now, stream)]
-        return []
+        return [greeting] if self.state in {LinkState.GREETING, LinkState.UP} else []
 
     def close_stream(self, now: Now, boot_id: str) -> list[SenderInstruction]:
         """End a stream: say goodbye with its final ledger and forget it.
@@ -254,7 +262,7 @@ class SenderLink:
         wanted = self._wanted()
         if wanted and now.mono - self._heard > self.config.peer_timeout:
             return self._lose(now, "silent")
-        out = self._reports(now) if now.mono >= self._due else []
+        out = [*self._greet_again(now), *self._reports(now)]
         if wanted and not out and now.mono - self._spoke >= self.config.heartbeat:
             out.append(self._transmit(now, Heartbeat(sent_ns=_stamp(now))))
         return out
@@ -263,21 +271,43 @@ class SenderLink:
         """Whether the receiver takes a stream of this connection."""
         return any(stream.welcomed for stream in self._streams.values())
 
-    def _reports(self, now: Now) -> list[SenderInstruction]:
-        """What is due for single streams, and when the next of it is."""
+    def _greet_again(self, now: Now) -> list[SenderInstruction]:
+        """Say hello again for the streams that were refused, when their time has come."""
+        if now.mono < self._greet_at:
+            return []
         out: list[SenderInstruction] = []
-        due = float("inf")
-        for boot_id, stream in self._streams.items():
-            if stream.greet_at is not None and now.mono >= stream.greet_at:
+        for boot_id in tuple(self._refused):
+            stream = self._streams.get(boot_id)
+            if stream is None or stream.greet_at is None:
+                self._refused.discard(boot_id)
+            elif now.mono >= stream.greet_at:
+                self._refused.discard(boot_id)
                 out.append(self._greet(now, stream))
-            elif stream.welcomed and now.mono >= stream.stats_at:
-                out += self._report(now, boot_id, stream)
-            if stream.greet_at is not None:
-                due = min(due, stream.greet_at)
-            if stream.welcomed:
-                due = min(due, stream.stats_at)
-        self._due = due
+        waiting = (self._streams[boot_id].greet_at for boot_id in self._refused)
+        self._greet_at = min((at for at in waiting if at is not None), default=float("inf"))
         return out
+
+    def _reports(self, now: Now) -> list[SenderInstruction]:
+        """The statements that are due."""
+        if self._touched:
+            due = now.mono + self.config.stats_interval
+            self._statements.extend((due, boot_id) for boot_id in self._touched)
+            self._touched.clear()
+        out: list[SenderInstruction] = []
+        while self._statements and self._statements[0][0] <= now.mono:
+            _, boot_id = self._statements.popleft()
+            stream = self._streams.get(boot_id)
+            if stream is not None:
+                stream.touched = False
+                if stream.welcomed:
+                    out += self._report(now, boot_id, stream)
+        return out
+
+    def _touch(self, boot_id: str, stream: _Stream) -> None:
+        """The books of a stream changed."""
+        if not stream.touched:
+            stream.touched = True
+            self._touched.append(boot_id)
 
     def close(self, now: Now) -> list[SenderInstruction]:
         """End every stream and the connection."""
@@ -331,6 +361,7 @@ class SenderLink:
         stream = self._streams[boot_id]
         stream.ledger.transmit(first_seq, rows)
         stream.ledger.drops_sent(drops)
+        self._touch(boot_id, stream)
         self.credit.spend(rows, size)
         self._spoke = now.mono
 
@@ -340,7 +371,9 @@ class SenderLink:
         Raises:
             ValueError: when the rows are out of turn.
         """
-        self._streams[boot_id].ledger.declare(first_seq, rows, reason)
+        stream = self._streams[boot_id]
+        stream.ledger.declare(first_seq, rows, reason)
+        self._touch(boot_id, stream)
 
     def next_seq(self, boot_id: str) -> int:
         """The row whose turn it is."""
@@ -408,8 +441,7 @@ class SenderLink:
         self._failures = 0
         self.credit.grant(welcome.credit_steps, welcome.credit_bytes)
         stream.welcomed = True
-        stream.stats_at = now.mono + self.config.stats_interval
-        self._due = min(self._due, stream.stats_at)
+        self._touch(welcome.boot_id, stream)
         out: list[SenderInstruction] = []
         lost = 0
         if self.config.lossless:
@@ -439,6 +471,7 @@ class SenderLink:
 
     def _settle(self, now: Now, entry: StreamAck, stream: _Stream) -> list[SenderInstruction]:
         ledger = stream.ledger
+        self._touch(entry.boot_id, stream)
         if not self.config.lossless:
             lost = ledger.give_up(entry.missing) if entry.missing else 0
             ledger.acknowledge(entry.processed)
@@ -449,8 +482,8 @@ class SenderLink:
             return []
         first = entry.missing[0].first_seq
         ledger.acknowledge(min(entry.processed, first, ledger.next_seq))
-        # Until the rows arrive every acknowledgement repeats the hole: one rewind a timeout.
-        if now.mono - stream.rewound_at < self.config.peer_timeout:
+        # Until the rows arrive every acknowledgement repeats the hole: one rewind an interval.
+        if now.mono - stream.rewound_at < self.config.rewind_interval:
             return []
         stream.rewound_at = now.mono
         return [Resume(entry.boot_id, ledger.rewind(first))]
@@ -468,11 +501,11 @@ class SenderLink:
             self._failures = 0
             wait = refuse.retry_ms / 1000 or self.config.refused_retry
             stream.greet_at = now.mono + wait * self._rng.uniform(1.0, 1.25)
-            self._due = min(self._due, stream.greet_at)
+            self._refused.add(refuse.boot_id)
+            self._greet_at = min(self._greet_at, stream.greet_at)
         return out
 
     def _report(self, now: Now, boot_id: str, stream: _Stream) -> list[SenderInstruction]:
-        stream.stats_at = now.mono + self.config.stats_interval
         counts = stream.ledger.counts()
         if counts == stream.stats_said and not stream.ledger.pending_drops():
             return []

@@ -86,6 +86,8 @@ def test_what_can_not_be_honoured_is_refused() -> None:
         run_bench("nope", registry.BENCHES, {})
     with pytest.raises(UserError, match="sample has no --device"):
         run_bench("sample", registry.BENCHES, {"device": "cuda"})
+    with pytest.raises(UserError, match="there is no fault 'nope'; there are: nothing, "):
+        run_bench("chaos", registry.BENCHES, {"only": ("nope",)})
     with pytest.raises(UserError, match="needs the package no_such_package_at_all"):
         run_bench("absent", registry.BENCHES, {})
     with pytest.raises(TypeError, match="returned int"):

@@ -111,6 +111,24 @@ def test_runs_are_bounded_and_ended_ones_go_first():
         correlator.correlator("b", HOOK)
 
 
+def test_an_agent_that_acts_is_not_forgotten_for_those_that_only_said_hello():
+    correlator = core(max_runs=4)
+    run(correlator, episodes(1, run_id="acts"), manifest(run_id="acts"))
+    for number in range(10):
+        correlator.hello(manifest(run_id=f"silent-{number}", boot_id=f"silent-{number}"))
+    assert len(correlator.runs()) == 4
+    assert "acts" in {one.manifest.run_id for one in correlator.runs()}
+
+
+def test_ended_runs_are_bounded_and_push_out_none_that_goes_on():
+    correlator = core(max_ended=2)
+    for name in ("a", "b", "c", "d"):
+        correlator.hello(manifest(run_id=name, boot_id=name))
+    for name in ("b", "a", "c"):
+        correlator.goodbye(name)
+    assert {one.manifest.run_id for one in correlator.runs()} == {"a", "c", "d"}
+
+
 def test_tables_are_bounded_ended_runs_give_way_and_a_stream_without_room_is_refused():
     size = memory_bytes(CorrelatorConfig(), 4, 3)
     correlator = core(limit_bytes=2 * size)

@@ -201,6 +201,11 @@ def test_a_run_that_vanished_ends_is_counted_and_makes_room():
     assert "s0" not in one.going_on()
     assert one.agents()[0].ended
     assert one.agents()[0].steps_sent is None
+    one.admit("more", manifest(run_id="more", boot_id="more"))
+    assert one.manifest("s0") is not None, "runs that go on push nobody out"
+    for number in range(1, RUNS_SHOWN):
+        one.vanish(f"s{number}")
+    one.goodbye("more", 0)
     one.admit("next", manifest(run_id="next", boot_id="next"))
     assert len(one.agents()) == RUNS_SHOWN
     assert one.manifest("s0") is None

@@ -88,3 +88,12 @@ def test_a_used_endpoint_is_one_sentence():
                 FeedPublisher(network, endpoint(taken), "encoder")
         finally:
             taken.close()
+
+
+def test_a_document_that_is_too_large_is_counted_and_ends_nothing(publisher):
+    publisher.documents(Topic.AGENTS, agents_document(agent="before"))
+    publisher.documents(Topic.AGENTS, agents_document(agent="x" * 2**20))
+    assert publisher.refused == 1
+    with FeedClient([endpoint(publisher)]) as client:
+        found = wait_for(client, publisher, 1)
+        assert [event.value for event in found] == [agents_document(agent="before")]

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import pytest
 import sqlalchemy as sa
+from msgspec.structs import replace as replace_document
 
 from interlatent_live.errors import UserError
 from interlatent_live.store import (
@@ -20,6 +21,7 @@ from interlatent_live.store import (
     CorrectionKind,
     StoreError,
     open_store,
+    sql,
 )
 from interlatent_live.store import tables as t
 from interlatent_live.store.sql import claim_id
@@ -262,3 +264,22 @@ def test_a_locked_a_full_a_newer_and_a_foreign_database_are_said_in_a_sentence(
     file.write_text("not a database, and long enough to be noticed as such" * 40)
     with pytest.raises(StoreError, match="not a database"):
         open_store(f"sqlite:///{file}")
+
+
+def test_a_run_of_which_nothing_is_new_is_written_down_once_a_minute(store, monkeypatch):
+    written = []
+    take = sql._take_run
+
+    def taking(connection, agent, now_ns):
+        written.append(now_ns)
+        take(connection, agent, now_ns)
+
+    monkeypatch.setattr(sql, "_take_run", taking)
+    second = 10**9
+    for at in (1, 2, 3, 70):
+        store.take(replace_document(agents_document(), published_ns=at * second))
+    assert written == [1 * second, 70 * second]
+    news = agents_document(steps_received=2000)
+    store.take(replace_document(news, published_ns=71 * second))
+    assert written[-1] == 71 * second
+    assert store.run("run-1")["steps_received"] == 2000

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from interlatent_live.errors import WireError
 from interlatent_live.wire.codec import decode, encode
+from interlatent_live.wire.ledger import SenderLedger
 from interlatent_live.wire.messages import (
     Ack,
     DropReason,
@@ -83,6 +84,29 @@ def test_without_a_peer_rows_may_not_go_and_are_declared_later():
     assert network.hub.counts("boot").undeclared == 0
 
 
+def test_streams_that_are_silent_cost_a_turn_nothing(monkeypatch):
+    network = up()
+    for number in range(200):
+        one = make_manifest(f"boot-{number}", f"agent-{number}")
+        network.run(network.link.open_stream(network.now(), one))
+    network.advance(3.0)
+    looked = []
+    counts = SenderLedger.counts
+
+    def looking(ledger):
+        looked.append(ledger)
+        return counts(ledger)
+
+    monkeypatch.setattr(SenderLedger, "counts", looking)
+    network.advance(5.0)
+    assert looked == []
+    network.send(3)
+    network.advance(1.5)
+    network.settle()
+    assert len(set(map(id, looked))) == 1
+    assert network.got == [0, 1, 2]
+
+
 def test_declarations_reach_the_receiver_even_when_no_row_follows():
     network = up()
     network.send(3)
@@ -135,7 +159,7 @@ def test_a_frozen_receiver_is_noticed_and_found_again():
     network = up()
     network.send(5)
     network.reachable = False
-    network.advance(2.5)
+    network.advance(5.5)
     assert PeerLost("silent") in network.events
     assert network.link.blocked("boot", 1, 1) is DropReason.NO_PEER
     network.settle()
@@ -639,7 +663,7 @@ def test_lossless_delivers_every_row_exactly_once(actions, data):
 
 def test_times_that_contradict_each_other_are_refused():
     with pytest.raises(ValueError, match="two heartbeats"):
-        SenderConfig(heartbeat=2.0)
+        SenderConfig(heartbeat=3.0)
     with pytest.raises(ValueError, match="budget"):
         ReceiverHub(ReceiverConfig(total_bytes=10))
 

@@ -57,6 +57,7 @@ from interlatent_live.bench.chaos.table import (
     row_of,
     unmeasured,
 )
+from interlatent_live.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -109,16 +110,35 @@ NOTES = (
 )
 
 
-def run(*, quick: bool = False, progress: Callable[[str], None] | None = None) -> ChaosReport:
-    """Every fault once; ``quick`` some of them, for a shorter time.
+def run(
+    *,
+    quick: bool = False,
+    only: tuple[str, ...] = (),
+    progress: Callable[[str], None] | None = None,
+) -> ChaosReport:
+    """Every fault once, or those that ``only`` names; ``quick`` some of them, for a shorter time.
 
     Raises:
+        UserError: when there is no fault of that name.
         RuntimeError: when the path does not work before anything was broken.
     """
-    rows = put_to_the_path(
-        QUICK if quick else ALL, QUICK_HOLD_S if quick else HOLD_S, progress or (lambda _: None)
-    )
+    faults = named(only) if only else QUICK if quick else ALL
+    rows = put_to_the_path(faults, QUICK_HOLD_S if quick else HOLD_S, progress or (lambda _: None))
     return chaos_report(rows, NOTES)
+
+
+def named(names: Iterable[str]) -> tuple[type[Fault], ...]:
+    """The faults of these names, in the order of :data:`ALL`.
+
+    Raises:
+        UserError: when there is no fault of that name.
+    """
+    wanted = set(names)
+    unknown = wanted - {kind.name for kind in ALL}
+    if unknown:
+        known = ", ".join(kind.name for kind in ALL)
+        raise UserError(f"there is no fault {min(unknown)!r}; there are: {known}")
+    return tuple(kind for kind in ALL if kind.name in wanted)
 
 
 def put_to_the_path(
