@@ -29,15 +29,16 @@ AFTER_S = 2.5
 def click_to_hold(rig: Rig, times: int, operation: Operation) -> list[float]:
     """Milliseconds from a request to the agent's first safe action, each time anew."""
     out = []
+    version = 0
     with rig.client() as client:
         for number in range(times):
-            resumed(rig, client)
+            resumed(rig, client, after=version)
             # Clicks come at any moment of a step.
             time.sleep(rig.period_ms / 1000 * (number % 10) / 10)
             began = time.monotonic_ns()
-            client.command(operation, AGENT, reason="bench", ttl_s=60.0)
+            version = client.command(operation, AGENT, reason="bench", ttl_s=60.0).version
             out.append((first_step(rig, began, SAFE) - began) / 1e6)
-        resumed(rig, client)
+        resumed(rig, client, after=version)
     return out
 
 
@@ -90,8 +91,9 @@ def moved_while_stopped(rig: Rig, restarts: Sequence[str]) -> int:
     with rig.client() as client:
         shown = resumed(rig, client)
         intervene(client, shown, 20.0)
-        if not client.command(Operation.STOP, AGENT, reason="bench").accepted:
-            raise UserError("the agent refused to stop")
+        stopped = client.command(Operation.STOP, AGENT, reason="bench")
+        if not stopped.accepted:
+            raise UserError(f"the agent refused to stop: {stopped.reason}")
     since = time.monotonic_ns()
     for name in restarts:
         rig.kill(name)

@@ -227,19 +227,25 @@ def intervene(client: ControlClient, shown: AgentShown, ttl_s: float) -> Result:
     )
 
 
-def resumed(rig: Rig, client: ControlClient) -> AgentShown:
-    """The agent, running.
+def resumed(rig: Rig, client: ControlClient, *, after: int = 0) -> AgentShown:
+    """The agent, running; ``after``: a version that it must have come past.
 
     Raises:
         UserError: when it does not come to that.
     """
-    shown = rig.look(client, lambda one: one.state is not None and one.state.obeyed)
-    if shown.state is not None and shown.state.mode is not Mode.RUNNING:
-        client.command(Operation.RESUME, shown, reason="bench")
-    return rig.look(
-        client,
-        lambda one: one.state is not None and one.state.mode is Mode.RUNNING and one.state.obeyed,
-    )
+    past = after
+
+    def settled(one: AgentShown) -> bool:
+        return one.state is not None and one.state.obeyed and one.state.version >= past
+
+    deadline = time.monotonic() + READY_S
+    while time.monotonic() < deadline:
+        shown = rig.look(client, settled)
+        if shown.state is not None and shown.state.mode is Mode.RUNNING:
+            return shown
+        # Refused where something happened since that state was told; then it is told anew.
+        past = max(past, client.command(Operation.RESUME, shown, reason="bench").version)
+    raise UserError("the agent did not resume")
 
 
 def first_step(rig: Rig, since_ns: int, what: int, timeout_s: float = 5.0) -> int:

@@ -112,15 +112,17 @@ def _do(rig: Rig, pick: random.Random, act: str, notes: _Notes) -> None:
 
 def _still(rig: Rig, pick: random.Random, operation: Operation, notes: _Notes) -> None:
     with rig.client("bob") as client:
-        if not client.command(operation, AGENT, reason="bench", ttl_s=30.0).accepted:
+        result = client.command(operation, AGENT, reason="bench", ttl_s=30.0)
+        if not result.accepted:
             return
-        still_ns = time.monotonic_ns()
+        still_ns, version = time.monotonic_ns(), result.version
         if pick.random() < 0.5:
+            version = 0  # another life counts anew
             rig.kill("agent")
             rig.start_agent()
         time.sleep(pick.uniform(0.05, 0.6))
         notes.stills.append((still_ns, time.monotonic_ns()))
-        resumed(rig, client)
+        resumed(rig, client, after=version)
 
 
 # ------------------------------------------------------------------------------------- judging
