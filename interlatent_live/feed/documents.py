@@ -136,6 +136,24 @@ class ProfilesDocument(msgspec.Struct, frozen=True):
     """Steps this correlator missed: declared by the encoder, or undeclared gaps."""
 
 
+class LookRecord(msgspec.Struct, frozen=True, array_like=True):
+    """One look of the explainer at its evidence, so that a replay can take it at the same rows."""
+
+    number: int
+    """Counts from 0 for each run, hook point and transcoder."""
+    kind: str
+    """``propose``, ``split``, ``rescore`` or ``final``."""
+    boot_id: str
+    seq: int
+    """Rows of this boot below it had been taken in."""
+    draws: int
+    """Draws of the null that had been searched."""
+    at_ns: int
+    """What the explainer's clock said."""
+    steps: int = 0
+    """Length of the blocks, of a ``split``."""
+
+
 class ClaimsDocument(msgspec.Struct, frozen=True):
     """Topic ``claims``: every claim of one (run, hook point) with scores and verdict."""
 
@@ -152,6 +170,8 @@ class ClaimsDocument(msgspec.Struct, frozen=True):
     final: bool
     published_ns: int
     time_to_first_verified_s: float | None = None
+    looks: list[LookRecord] = []
+    """The newest looks; of older ones the documents before tell."""
 
 
 class NarrationLine(msgspec.Struct, frozen=True):

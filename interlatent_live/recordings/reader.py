@@ -31,7 +31,7 @@ from interlatent_live.wire.limits import DEFAULT_LIMITS, Limits
 from interlatent_live.wire.messages import FeaturesMessage, Hello, ManifestHeader, StepsMessage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
     from pathlib import Path
 
     from interlatent_live.stream import Manifest
@@ -88,15 +88,19 @@ class RecordingInfo:
     """By boot_id."""
 
 
-def read_recording(path: Path, *, limits: Limits = DEFAULT_LIMITS) -> Iterator[RecordedMessage]:
+def read_recording(
+    path: Path, *, limits: Limits = DEFAULT_LIMITS, topics: Collection[str] | None = None
+) -> Iterator[RecordedMessage]:
     """Every message of every complete chunk, in the order of recording.
+
+    With ``topics``, messages of others are passed over without decoding them.
 
     Raises:
         UserError: when there is no such file.
         CorruptFileError: when it is no recording, or a complete chunk does not hold what its
             checksum says. What came before has been yielded by then.
     """
-    yield from _Scan(path, limits).messages()
+    yield from _Scan(path, limits, topics).messages()
 
 
 def recording_info(path: Path, *, limits: Limits = DEFAULT_LIMITS) -> RecordingInfo:
@@ -153,7 +157,7 @@ def _boot_id(message: StepsMessage | FeaturesMessage) -> str:
 class _Scan:
     """One pass through a file."""
 
-    def __init__(self, path: Path, limits: Limits) -> None:
+    def __init__(self, path: Path, limits: Limits, topics: Collection[str] | None = None) -> None:
         self.path = path
         self.complete = False
         self.chunks = 0
@@ -161,6 +165,7 @@ class _Scan:
         self.provenance: dict[str, str] = {}
         self.streams: dict[str, StreamInfo] = {}
         self._limits = limits
+        self._topics = topics
         self._channels: dict[int, Channel] = {}
         try:
             self.size = path.stat().st_size
@@ -234,6 +239,8 @@ class _Scan:
         channel = self._channels.get(int.from_bytes(payload[:2], "little"))
         if channel is None or channel.message_encoding != MESSAGE_ENCODING:
             # Another program's channel in the same file is none of ours.
+            return
+        if self._topics is not None and channel.topic not in self._topics:
             return
         time_ns = int.from_bytes(payload[6:14], "little")
         try:
