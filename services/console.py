@@ -14,12 +14,16 @@ from typing import TYPE_CHECKING, Any
 from interlatent_live.console.app import TOPICS, Sources, make_app
 from interlatent_live.console.asking import Asking
 from interlatent_live.console.broadcast import Broadcast
+from interlatent_live.console.control_link import ControlLink
 from interlatent_live.console.keeper import Keeper
 from interlatent_live.console.live import LiveHub
 from interlatent_live.console.metrics import HttpMetrics
 from interlatent_live.console.secrets import load_token, request_key, state_folder
 from interlatent_live.console.serving import HttpServer
+from interlatent_live.console.sessions import Sessions
 from interlatent_live.console.state import store_url
+from interlatent_live.console.users import Users
+from interlatent_live.control.wire import control_key
 from interlatent_live.explanations.requests import open_answer, seal
 from interlatent_live.feed.client import FeedClient
 from interlatent_live.feed.documents import Topic
@@ -48,7 +52,9 @@ def serve(settings: Settings) -> None:
     Raises:
         UserError: when the store cannot be opened, or an address is taken.
     """
-    token = load_token(state_folder(settings))
+    state = state_folder(settings)
+    token = load_token(state)
+    sessions = Sessions(state, token, Users(state))
     log = get_logger("services.console")
     address = settings.console.http
     with (
@@ -82,6 +88,11 @@ def serve(settings: Settings) -> None:
             kept = {"documents_kept": keeper.kept, "documents_not_kept": keeper.not_kept}
             return {name: health[name] for name in ("ready", "live", "uptime_s")} | kept
 
+        control = ControlLink(
+            settings.endpoints.control_requests,
+            None if network.protected else control_key(token),
+            keys=None if keys is None else ServerKeys.load(keys).client(),
+        )
         sources = Sources(
             store,
             broadcast,
@@ -90,16 +101,19 @@ def serve(settings: Settings) -> None:
             token,
             partial(StatisticsClient, queries, keys=viewer),
             facts,
+            sessions,
+            control,
         )
         try:
             with explained("the console", address, "console.http"):
                 server = HttpServer(
                     HttpMetrics(make_app(sources), broadcast, runtime.registry),
                     address,
-                    (broadcast, live),
+                    (broadcast, live, control),
                     feeds=settings.console.clients,
                 )
-            with server, FeedClient(settings.endpoints.feeds(), tuple(TOPICS), keys=viewer) as feed:
+            feeds = settings.endpoints.feeds()
+            with control, server, FeedClient(feeds, tuple(TOPICS), keys=viewer) as feed:
                 key = request_key(token)
                 loop = _Loop(feed, keeper, broadcast, live, asking, explainer, key, runtime.beat)
                 runtime.ready(http=server.url)

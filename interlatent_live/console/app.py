@@ -1,14 +1,14 @@
 """The HTTP application: the page, what the store and the statistics hold, the feed, and writing.
 
 Reading needs no login, because only this machine can ask (the service refuses to listen elsewhere);
-writing needs the token of the state folder. Whatever is refused says why in one sentence under
+writing and commanding need the token of the state folder or a session
+(:mod:`interlatent_live.console.access`). Whatever is refused says why in one sentence under
 ``detail``. Routes that read are plain functions, which FastAPI runs on its threads, so that no
 event loop waits for a database.
 """
 
 from __future__ import annotations
 
-import hmac
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -28,6 +28,7 @@ from fastapi import (
 from fastapi.exceptions import RequestValidationError
 
 from interlatent_live import __version__
+from interlatent_live.console.access import Access, Caller, DeniedError, denied_response
 from interlatent_live.console.asking import NotAnsweredError
 from interlatent_live.console.bodies import (  # noqa: TC001 - FastAPI reads annotations
     ClaimBody,
@@ -35,12 +36,14 @@ from interlatent_live.console.bodies import (  # noqa: TC001 - FastAPI reads ann
     WordingBody,
 )
 from interlatent_live.console.built_page import built_page, page_router
+from interlatent_live.console.control_routes import ControlDoor
+from interlatent_live.console.control_routes import router as control_router
 from interlatent_live.console.feed_socket import serve_feed
 from interlatent_live.console.guard import Guard
 from interlatent_live.console.incidents import router as incidents_router
 from interlatent_live.console.live import LiveHub, View
 from interlatent_live.console.live_socket import serve_live
-from interlatent_live.console.secrets import FILE_NAME
+from interlatent_live.console.session_routes import router as session_router
 from interlatent_live.console.streaming import LINES, SSE, FeedResponse
 from interlatent_live.errors import UserError
 from interlatent_live.explanations.requests import Accepted, ClaimByPerson, Refused, Wording
@@ -53,6 +56,8 @@ if TYPE_CHECKING:
 
     from interlatent_live.console.asking import Asking
     from interlatent_live.console.broadcast import Broadcast
+    from interlatent_live.console.control_link import ControlLink
+    from interlatent_live.console.sessions import Sessions
     from interlatent_live.queries.client import StatisticsClient
     from interlatent_live.store import ClaimStore
 
@@ -78,6 +83,10 @@ class Sources:
     """Makes a client for one request."""
     health: Callable[[], dict[str, Any]]
     """Facts about the service."""
+    sessions: Sessions | None = None
+    """Who is logged in; None: nobody can log in."""
+    control: ControlLink | None = None
+    """The way to the control service; None: nobody commands from here."""
 
 
 def make_app(sources: Sources) -> FastAPI:
@@ -93,10 +102,16 @@ def make_app(sources: Sources) -> FastAPI:
     app.include_router(_reading(sources), prefix=PREFIX)
     app.include_router(_feed(sources), prefix=PREFIX)
     app.include_router(incidents_router(sources.store, sources.asking), prefix=PREFIX)
-    app.include_router(_writing(sources), prefix=PREFIX)
+    access = Access(sources.token, sources.sessions)
+    door = None if sources.control is None else ControlDoor(sources.control)
+    app.include_router(_writing(sources, access), prefix=PREFIX)
+    app.include_router(session_router(access), prefix=PREFIX)
+    if door is not None:
+        app.include_router(control_router(door, access), prefix=PREFIX)
     app.include_router(statistics_router(sources.statistics), prefix=f"{PREFIX}/statistics")
-    app.include_router(_live(sources.live), prefix=PREFIX)
+    app.include_router(_live(sources.live, door), prefix=PREFIX)
     app.include_router(page_router(built_page()))
+    app.add_exception_handler(DeniedError, denied_response)
     app.add_exception_handler(StoreError, _unavailable)
     app.add_exception_handler(NotAnsweredError, _unavailable)
     app.add_exception_handler(RequestValidationError, _invalid)
@@ -227,7 +242,7 @@ def _refused(error: UserError) -> int:
     return 422 if "Last-Event-ID" in str(error) else 503
 
 
-def _live(hub: LiveHub) -> APIRouter:
+def _live(hub: LiveHub, door: ControlDoor | None) -> APIRouter:
     out = APIRouter()
 
     @out.websocket("/live")
@@ -238,7 +253,7 @@ def _live(hub: LiveHub) -> APIRouter:
         env: Annotated[int, Query(ge=0, lt=2**16)] = 0,
         after: Annotated[str, Query(max_length=64)] = "",
     ) -> None:
-        await serve_live(socket, hub, View(run_id, hook_point, env), after)
+        await serve_live(socket, hub, View(run_id, hook_point, env), after, door)
 
     return out
 
@@ -265,33 +280,13 @@ def _topics(text: str) -> frozenset[Topic]:
 # --------------------------------------------------------------------------------------- writing
 
 
-def _allowed(expected: str) -> Callable[[str], None]:
-    """Who may write: whoever sends the expected token."""
-
-    def allowed(authorization: Annotated[str, Header()] = "") -> None:
-        scheme, _, token = authorization.partition(" ")
-        good = hmac.compare_digest(token.strip().encode(), expected.encode())
-        if scheme.lower() != "bearer" or not good:
-            raise HTTPException(
-                401,
-                "writing needs the header Authorization: Bearer TOKEN; the token is in "
-                f"{FILE_NAME} in the console's state folder",
-                {"WWW-Authenticate": "Bearer"},
-            )
-
-    return allowed
-
-
-def _writing(sources: Sources) -> APIRouter:
-    out = APIRouter(
-        tags=["writing"],
-        default_response_class=Response,
-        dependencies=[Depends(_allowed(sources.token))],
-    )
+def _writing(sources: Sources, access: Access) -> APIRouter:
+    out = APIRouter(tags=["writing"], default_response_class=Response)
+    allowed = Depends(access.caller)
 
     @out.post("/claims", status_code=201, summary="A predicate by a person, judged like any")
-    def make_claim(body: ClaimBody) -> Response:
-        request = ClaimByPerson(sent_ns=time.time_ns(), **body.model_dump())
+    def make_claim(body: ClaimBody, caller: Caller = allowed) -> Response:
+        request = ClaimByPerson(sent_ns=time.time_ns(), **_by(caller, body))
         answer = sources.asking.ask(request)
         if isinstance(answer, Refused):
             return _json(
@@ -303,7 +298,7 @@ def _writing(sources: Sources) -> APIRouter:
         return _json(answer, 201)
 
     @out.post("/wordings", status_code=202, summary="Word a feature's claim before all others")
-    def word(body: WordingBody) -> Response:
+    def word(body: WordingBody, _caller: Caller = allowed) -> Response:
         wish = Wording(body.id, time.time_ns(), body.run_id, body.hook_point, body.feature)
         answer = sources.asking.ask(wish)
         if isinstance(answer, Refused):
@@ -313,8 +308,8 @@ def _writing(sources: Sources) -> APIRouter:
         return _json({"id": body.id}, 202)
 
     @out.post("/corrections", summary="A person's word on a claim, kept with it", status_code=201)
-    def correct(body: CorrectionBody) -> Response:
-        said = Correction(at_ns=time.time_ns(), **body.model_dump())
+    def correct(body: CorrectionBody, caller: Caller = allowed) -> Response:
+        said = Correction(at_ns=time.time_ns(), **_by(caller, body))
         try:
             return _json(sources.store.correct(said), 201)
         except StoreError:
@@ -324,3 +319,9 @@ def _writing(sources: Sources) -> APIRouter:
             raise HTTPException(status, str(error)) from error
 
     return out
+
+
+def _by(caller: Caller, body: ClaimBody | CorrectionBody) -> dict[str, Any]:
+    """The fields of a body; somebody who is logged in speaks in their own name only."""
+    fields = body.model_dump()
+    return fields | {"person": caller.actor} if caller.by_session else fields

@@ -3,8 +3,8 @@
 A page in a browser on this machine can make its own name resolve to 127.0.0.1 and then read what
 listens here (DNS rebinding). It cannot choose the Host header, so a request by any other name than
 this machine's loopback names is refused. It could also open a socket here, which no rule of the
-browser forbids; but it cannot choose the Origin header either. Bodies are small and read whole
-before the application runs, so none can take memory or hold a thread.
+browser forbids, or send a form; but it cannot choose the Origin header either. Bodies are small and
+read whole before the application runs, so none can take memory or hold a thread.
 """
 
 from __future__ import annotations
@@ -76,6 +76,7 @@ class Guard:
         try:
             _check_host(host)
             if scope["method"] not in _BODILESS:
+                _check_origin(headers.get(b"origin", b"").decode("latin-1"), host)
                 receive = _given(await _body(headers, receive), receive)
         except _RefusedError as error:
             await _answer(guarded, error.status, str(error))
@@ -94,7 +95,7 @@ def _check_host(host: str) -> None:
 def _check_origin(origin: str, host: str) -> None:
     """Programs send no origin; pages always do, and it must be a page of this very console."""
     if origin and origin.lower() != f"http://{host.lower()}":
-        raise _RefusedError(403, f"a page of {origin[:100]!r} may not listen here")
+        raise _RefusedError(403, f"a page of {origin[:100]!r} may not do that here")
 
 
 async def _body(headers: dict[bytes, bytes], receive: Receive) -> bytes:

@@ -4,7 +4,7 @@ A text message (JSON) says which boot and transcoder the points after it belong 
 is little-endian: eight u32 (version, points P, metrics M, activations N, missed steps, three
 unused), then ``time_ms`` f64 [P], and u32 or f32 columns in the order of :class:`~.live.Points`.
 Its place in the ring travels as text now and then, so that a page that comes back goes on where it
-was.
+was. So does the state of control, as ``{"control": …}``.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ import msgspec
 import numpy as np
 from starlette.websockets import WebSocketDisconnect
 
+from interlatent_live.console.control_routes import News
 from interlatent_live.console.live import MOST_HISTORY, LiveHub, Points, View
 
 if TYPE_CHECKING:
     from starlette.websockets import WebSocket
 
+    from interlatent_live.console.control_routes import ControlDoor
     from interlatent_live.console.live import LivePlace
 
 VERSION: Final = 1
@@ -52,13 +54,16 @@ def encode_points(points: Points, missed: int) -> bytes:
     return b"".join([head.tobytes(), *(one.tobytes() for one in columns)])
 
 
-async def serve_live(socket: WebSocket, hub: LiveHub, view: View, after: str) -> None:
+async def serve_live(
+    socket: WebSocket, hub: LiveHub, view: View, after: str, door: ControlDoor | None = None
+) -> None:
     """Send until the page goes or the console ends. A slow page gets thinner points."""
     await socket.accept()
     place = hub.join(view, after)
     gone = asyncio.create_task(_gone(socket))
+    news = None if door is None else News(door)
     try:
-        await _send(socket, hub, place, gone)
+        await _send(socket, hub, place, gone, news)
     except (WebSocketDisconnect, RuntimeError) as error:
         # Starlette says RuntimeError when a send meets a socket that has just been closed.
         if isinstance(error, RuntimeError) and "close" not in str(error).lower():
@@ -66,6 +71,8 @@ async def serve_live(socket: WebSocket, hub: LiveHub, view: View, after: str) ->
     finally:
         gone.cancel()
         place.leave()
+        if news is not None:
+            news.close()
 
 
 async def _gone(socket: WebSocket) -> None:
@@ -76,7 +83,11 @@ async def _gone(socket: WebSocket) -> None:
 
 
 async def _send(
-    socket: WebSocket, hub: LiveHub, place: LivePlace, gone: asyncio.Task[None]
+    socket: WebSocket,
+    hub: LiveHub,
+    place: LivePlace,
+    gone: asyncio.Task[None],
+    news: News | None,
 ) -> None:
     shown: tuple[str, str] | None = None
     before, marked = None, 0.0
@@ -91,6 +102,9 @@ async def _send(
                 shown = (points.boot_id, points.transcoder)
                 await socket.send_text(_text("stream", points))
             await socket.send_bytes(encode_points(points, place.missed))
+        state = None if news is None else news.next()
+        if state is not None:
+            await socket.send_text(f'{{"control":{state}}}')
         if now - marked > MARK_EVERY_S:
             marked = now
             await socket.send_text(msgspec.json.encode({"after": place.name}).decode())

@@ -20,15 +20,22 @@ TOKEN = "t" * 43
 class RunningConsole:
     """Serves while it is entered; ``answer`` says what the explainer says to a request."""
 
-    def __init__(self, folder, *, address="127.0.0.1:0", most_events=50):
+    def __init__(
+        self, folder, *, address="127.0.0.1:0", most_events=50, control=None, sessions=None
+    ):
         self.store = open_store(f"sqlite:///{folder}/store.sqlite3")
         self.broadcast = Broadcast(most_events=most_events)
         self.asking = Asking()
         self.answer = lambda request: Refused(request.id, "refused", "not today")
         self.asked = []
         live = LiveHub()
-        sources = Sources(self.store, self.broadcast, live, self.asking, TOKEN, None, self._health)
-        self._server = HttpServer(make_app(sources), address, (self.broadcast, live), feeds=8)
+        sources = Sources(
+            self.store, self.broadcast, live, self.asking, TOKEN, None, self._health,
+            sessions, control,
+        )  # fmt: skip
+        self._control = control
+        endless = (self.broadcast, live) if control is None else (self.broadcast, live, control)
+        self._server = HttpServer(make_app(sources), address, endless, feeds=8)
         self.url = self._server.url
         self.address = self.url.removeprefix("http://")
         self._stop = threading.Event()
@@ -36,6 +43,8 @@ class RunningConsole:
         self._stack = ExitStack()
 
     def __enter__(self):
+        if self._control is not None:
+            self._stack.enter_context(self._control)
         self._stack.enter_context(self._server)
         self._explainer.start()
         return self
