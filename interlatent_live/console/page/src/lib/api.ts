@@ -1,55 +1,79 @@
 // Questions to the console's REST interface; a refusal is one sentence, and it is shown as it is.
 
-const PREFIX = "/api/v1";
+export const PREFIX = "/api/v1";
+const CSRF = "X-CSRF-Token";
 
-export class RefusedError extends Error {}
+export class RefusedError extends Error {
+  constructor(
+    message: string,
+    /** HTTP status; 0 when nobody answered at all. */
+    readonly status: number,
+    /** The console's word for programs; "" when it gave none. */
+    readonly why = "",
+    /** Characters from 0 to the mistake in what was sent; null when it has no place. */
+    readonly position: number | null = null,
+  ) {
+    super(message);
+  }
+}
 
 export async function ask<T>(
   path: string,
   query: Record<string, string | number | boolean | undefined> = {},
   signal?: AbortSignal,
+  csrf = "",
 ): Promise<T> {
   const search = new URLSearchParams();
   for (const [name, value] of Object.entries(query)) {
     if (value !== undefined && value !== "") search.set(name, String(value));
   }
   const text = search.size > 0 ? `?${search}` : "";
-  const answer = await fetch(`${PREFIX}${path}${text}`, signal ? { signal } : {});
-  if (!answer.ok) throw new RefusedError(await sentence(answer));
-  return (await answer.json()) as T;
+  const request: RequestInit = csrf === "" ? {} : { headers: { [CSRF]: csrf } };
+  if (signal) request.signal = signal;
+  return answered<T>(await reach(`${PREFIX}${path}${text}`, request));
 }
 
-async function sentence(answer: Response): Promise<string> {
+/** Send what changes something; `csrf` is the word that the session was given when it began. */
+export async function tell<T>(
+  path: string,
+  csrf: string,
+  body: object | null,
+  method: "POST" | "DELETE" = "POST",
+): Promise<T> {
+  const headers: Record<string, string> = csrf === "" ? {} : { [CSRF]: csrf };
+  const request: RequestInit = { method, headers };
+  if (body !== null) {
+    headers["Content-Type"] = "application/json";
+    request.body = JSON.stringify(body);
+  }
+  return answered<T>(await reach(`${PREFIX}${path}`, request));
+}
+
+async function reach(url: string, request: RequestInit): Promise<Response> {
   try {
-    const body = (await answer.json()) as { detail?: unknown };
-    if (typeof body.detail === "string") return body.detail;
-  } catch {
-    // Not JSON: something between here and the console answered.
-  }
-  return `the console answered ${answer.status} ${answer.statusText}`;
-}
-
-export class PositionedError extends RefusedError {
-  constructor(
-    message: string,
-    /** Characters from 0 to the mistake in what was sent; null when it has no place. */
-    readonly position: number | null,
-  ) {
-    super(message);
+    return await fetch(url, request);
+  } catch (error) {
+    if (request.signal?.aborted) throw error;
+    throw new RefusedError("the console cannot be reached", 0, "unreachable");
   }
 }
 
-/** Send a person's word; it needs the token of the console's state folder. */
-export async function tell<T>(path: string, token: string, body: object): Promise<T> {
-  const answer = await fetch(`${PREFIX}${path}`, {
-    method: "POST",
-    headers: { "Content-Type": "application/json", Authorization: `Bearer ${token}` },
-    body: JSON.stringify({ id: crypto.randomUUID(), ...body }),
-  });
+async function answered<T>(answer: Response): Promise<T> {
+  if (answer.status === 204) return undefined as T;
   if (answer.ok) return (await answer.json()) as T;
-  const said = (await answer.json().catch(() => ({}))) as { detail?: string; position?: number | null };
-  throw new PositionedError(
-    said.detail ?? `the console answered ${answer.status} ${answer.statusText}`,
+  const said = (await answer.json().catch(() => ({}))) as {
+    detail?: unknown;
+    why?: unknown;
+    position?: number | null;
+  };
+  const again = answer.headers.get("Retry-After");
+  const wait = answer.status === 429 && again ? `; try again in ${again} s` : "";
+  throw new RefusedError(
+    typeof said.detail === "string"
+      ? `${said.detail}${wait}`
+      : `the console answered ${answer.status} ${answer.statusText}${wait}`,
+    answer.status,
+    typeof said.why === "string" ? said.why : "",
     said.position ?? null,
   );
 }

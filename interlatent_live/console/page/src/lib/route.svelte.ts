@@ -6,33 +6,87 @@ export type Route =
   | { view: "feature"; run: string; hookPoint: string; feature: number }
   | { view: "map"; run: string; hookPoint: string }
   | { view: "claims"; run: string; hookPoint: string }
-  | { view: "alerts" };
+  | { view: "interventions"; run: string; hookPoint: string; features: number[]; command: string }
+  | { view: "alerts" }
+  | { view: "audit"; filters: AuditFilters };
+
+/** What of the audit is shown; "" is all. `entry` is the number of the one that is meant. */
+export interface AuditFilters {
+  entry: string;
+  kind: string;
+  actor: string;
+  agent: string;
+  command: string;
+}
+
+const NO_FILTERS: AuditFilters = { entry: "", kind: "", actor: "", agent: "", command: "" };
 
 export function parse(hash: string): Route {
   const [path = "", search = ""] = hash.replace(/^#\/?/, "").split("?");
-  const [view, run, hookPoint = "", feature] = path.split("/").map(decodeURIComponent);
+  const [view, run, hookPoint = "", feature] = path.split("/").map(decoded);
   const query = new URLSearchParams(search);
   if (view === "alerts") return { view };
+  if (view === "audit") {
+    const filters = { ...NO_FILTERS };
+    for (const name of Object.keys(filters) as (keyof AuditFilters)[]) {
+      filters[name] = query.get(name) ?? "";
+    }
+    return { view, filters };
+  }
   if (!run) return { view: "fleet" };
   if (view === "agent") {
-    const env = Number(query.get("env") ?? 0);
-    return { view, run, hookPoint, env: Number.isInteger(env) && env >= 0 ? env : 0 };
+    return { view, run, hookPoint, env: index(query.get("env")) ?? 0 };
   }
   if (view === "map" || view === "claims") return { view, run, hookPoint };
-  const index = Number(feature);
-  if (view === "feature" && Number.isInteger(index) && index >= 0) {
-    return { view, run, hookPoint, feature: index };
+  if (view === "interventions") {
+    const features = (query.get("features") ?? "").split(",").map(index);
+    return {
+      view,
+      run,
+      hookPoint,
+      features: features.filter((one) => one !== null),
+      command: query.get("command") ?? "",
+    };
   }
+  const which = index(feature);
+  if (view === "feature" && which !== null) return { view, run, hookPoint, feature: which };
   return { view: "fleet" };
+}
+
+function decoded(part: string): string {
+  try {
+    return decodeURIComponent(part);
+  } catch {
+    return part;
+  }
+}
+
+function index(text: string | null | undefined): number | null {
+  return text && /^\d{1,9}$/.test(text) ? Number(text) : null;
 }
 
 export function link(route: Route): string {
   if (route.view === "fleet") return "#/";
   if (route.view === "alerts") return "#/alerts";
+  const query = new URLSearchParams();
+  if (route.view === "audit") {
+    for (const [name, value] of Object.entries(route.filters)) if (value) query.set(name, value);
+    return query.size > 0 ? `#/audit?${query}` : "#/audit";
+  }
   const parts = [route.view, route.run, route.hookPoint];
   if (route.view === "feature") parts.push(String(route.feature));
+  if (route.view === "agent" && route.env > 0) query.set("env", String(route.env));
+  if (route.view === "interventions") {
+    if (route.features.length > 0) query.set("features", route.features.join(","));
+    if (route.command !== "") query.set("command", route.command);
+  }
   const path = `#/${parts.map(encodeURIComponent).join("/")}`;
-  return route.view === "agent" && route.env > 0 ? `${path}?env=${route.env}` : path;
+  return query.size > 0 ? `${path}?${query}` : path;
+}
+
+/** The audit with only what these filters let through. */
+export function auditLink(filters: Partial<AuditFilters>): string {
+  return link({ view: "audit", filters: { ...NO_FILTERS, ...filters } });
 }
 
 class Place {

@@ -1,4 +1,4 @@
-// What the person at the page has chosen: theme, pause, pinned features. Theme and pins are kept.
+// What was chosen at the page: theme, pause, pinned features. Theme and pins are kept.
 
 type Theme = "system" | "dark" | "light";
 const THEMES: readonly Theme[] = ["system", "dark", "light"];
@@ -24,14 +24,18 @@ class Session {
   /** Drawing stands still; points are still taken in. */
   paused = $state(false);
   pins = $state.raw<ReadonlySet<string>>(new Set(JSON.parse(kept("pins") ?? "[]") as string[]));
-  /** Who speaks, and the token that lets them; kept until the tab is closed. */
-  person = $state(kept("person") ?? "");
-  token = $state(sessionStorage.getItem("token") ?? "");
+  /** The run that was looked at last, which views of no run speak of. */
+  run = $state("");
   /** This browser's clock, once a second: what ages are measured against. */
   now = $state(Date.now());
 
+  /** What is on the screen now; canvases read their colours again when it changes. */
+  shown = $state<"dark" | "light">("light");
+  private readonly systemIsDark = window.matchMedia("(prefers-color-scheme: dark)");
+
   constructor() {
     window.setInterval(() => (this.now = Date.now()), 1000);
+    this.systemIsDark.addEventListener("change", () => this.show());
     this.show();
   }
 
@@ -39,13 +43,6 @@ class Session {
     this.theme = THEMES[(THEMES.indexOf(this.theme) + 1) % THEMES.length] ?? "system";
     keep("theme", this.theme);
     this.show();
-  }
-
-  introduce(person: string, token: string): void {
-    this.person = person;
-    this.token = token;
-    keep("person", person);
-    sessionStorage.setItem("token", token);
   }
 
   togglePin(address: string): void {
@@ -56,8 +53,8 @@ class Session {
   }
 
   private show(): void {
-    if (this.theme === "system") delete document.documentElement.dataset.theme;
-    else document.documentElement.dataset.theme = this.theme;
+    this.shown = this.theme !== "system" ? this.theme : this.systemIsDark.matches ? "dark" : "light";
+    document.documentElement.dataset.theme = this.shown;
   }
 }
 
