@@ -16,6 +16,7 @@ from interlatent_live import __version__
 from interlatent_live.errors import UserError, WireError
 from interlatent_live.feed.documents import Topic
 from interlatent_live.logs import get_logger
+from interlatent_live.recordings.origins import SETTINGS, settings_text
 from interlatent_live.recordings.recorder import Recorder, RecorderOptions
 from interlatent_live.recordings.writer import Compression
 from interlatent_live.services.network import Network
@@ -70,7 +71,10 @@ def serve(settings: Settings) -> None:
         recorder = Recorder(
             folder,
             recorder_options(settings),
-            provenance={"recorder": f"interlatent-live {__version__}", "from": "recorder"},
+            provenance={
+                "recorder": f"interlatent-live {__version__}",
+                SETTINGS: settings_text(settings),
+            },
             wall_ns=time.time_ns,
             clock=time.monotonic,
             told=lambda what: log.warning("recording", what=what),

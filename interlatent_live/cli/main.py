@@ -27,6 +27,7 @@ from interlatent_live.cli import (
     probes,
     query,
     recordings,
+    replay,
     reproduce,
     services,
     transcoders,
@@ -74,6 +75,7 @@ app.add_typer(audit.app)
 app.add_typer(claims.app)
 app.command()(incident.incident)
 app.command()(recordings.inspect)
+app.command()(replay.replay)
 app.command()(health.health)
 app.command()(doctor.doctor)
 app.command()(bench.bench)

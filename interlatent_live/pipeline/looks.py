@@ -109,7 +109,7 @@ def load_looks(files: Sequence[Path]) -> RecordedLooks:
 
 def _claims(files: Sequence[Path]) -> Iterator[ClaimsDocument]:
     for file in files:
-        for recorded in read_recording(file, topics=(_CLAIMS,)):
+        for recorded in read_recording(file, wanted=lambda topic: topic == _CLAIMS):
             if isinstance(recorded.message, Document):
                 document = parse_document(Topic.CLAIMS, dict(recorded.message.payload))
                 yield document  # type: ignore[misc] # the topic's type

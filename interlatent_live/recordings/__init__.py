@@ -12,6 +12,7 @@ from interlatent_live.recordings.reader import (
     StreamInfo,
     read_recording,
     recording_info,
+    recording_provenance,
 )
 from interlatent_live.recordings.writer import Compression, RecordingWriter
 
@@ -23,4 +24,5 @@ __all__ = [
     "StreamInfo",
     "read_recording",
     "recording_info",
+    "recording_provenance",
 ]

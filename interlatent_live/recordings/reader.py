@@ -31,7 +31,7 @@ from interlatent_live.wire.limits import DEFAULT_LIMITS, Limits
 from interlatent_live.wire.messages import FeaturesMessage, Hello, ManifestHeader, StepsMessage
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from interlatent_live.stream import Manifest
@@ -89,18 +89,18 @@ class RecordingInfo:
 
 
 def read_recording(
-    path: Path, *, limits: Limits = DEFAULT_LIMITS, topics: Collection[str] | None = None
+    path: Path, *, limits: Limits = DEFAULT_LIMITS, wanted: Callable[[str], bool] | None = None
 ) -> Iterator[RecordedMessage]:
     """Every message of every complete chunk, in the order of recording.
 
-    With ``topics``, messages of others are passed over without decoding them.
+    Messages whose topic is not ``wanted`` are passed over without decoding them.
 
     Raises:
         UserError: when there is no such file.
         CorruptFileError: when it is no recording, or a complete chunk does not hold what its
             checksum says. What came before has been yielded by then.
     """
-    yield from _Scan(path, limits, topics).messages()
+    yield from _Scan(path, limits, wanted).messages()
 
 
 def recording_info(path: Path, *, limits: Limits = DEFAULT_LIMITS) -> RecordingInfo:
@@ -150,6 +150,18 @@ def recording_info(path: Path, *, limits: Limits = DEFAULT_LIMITS) -> RecordingI
     )
 
 
+def recording_provenance(path: Path) -> Mapping[str, str]:
+    """What a recording says of where it came from, without reading all of it.
+
+    Raises:
+        UserError: when there is no such file.
+        CorruptFileError: when it is no recording.
+    """
+    scan = _Scan(path, DEFAULT_LIMITS)
+    next(scan.messages(), None)
+    return scan.provenance
+
+
 def _boot_id(message: StepsMessage | FeaturesMessage) -> str:
     return message.boot_id if isinstance(message, StepsMessage) else message.batch.boot_id
 
@@ -157,7 +169,9 @@ def _boot_id(message: StepsMessage | FeaturesMessage) -> str:
 class _Scan:
     """One pass through a file."""
 
-    def __init__(self, path: Path, limits: Limits, topics: Collection[str] | None = None) -> None:
+    def __init__(
+        self, path: Path, limits: Limits, wanted: Callable[[str], bool] | None = None
+    ) -> None:
         self.path = path
         self.complete = False
         self.chunks = 0
@@ -165,7 +179,7 @@ class _Scan:
         self.provenance: dict[str, str] = {}
         self.streams: dict[str, StreamInfo] = {}
         self._limits = limits
-        self._topics = topics
+        self._wanted = wanted
         self._channels: dict[int, Channel] = {}
         try:
             self.size = path.stat().st_size
@@ -240,7 +254,7 @@ class _Scan:
         if channel is None or channel.message_encoding != MESSAGE_ENCODING:
             # Another program's channel in the same file is none of ours.
             return
-        if self._topics is not None and channel.topic not in self._topics:
+        if self._wanted is not None and not self._wanted(channel.topic):
             return
         time_ns = int.from_bytes(payload[6:14], "little")
         try:
