@@ -79,9 +79,9 @@ def demo(
         write_report,
     )
     from interlatent_live.demo.screen import LiveScreen, PlainScreen
-    from interlatent_live.environments.demo_targets import demo_target
+    from interlatent_live.zoo.entry import find_entry
 
-    demo_target(env)
+    find_entry(env)
     settings = free_settings(demo_settings(resolve_options(config, assign).settings, env))
     if headless and steps is None:
         steps = HEADLESS_STEPS
@@ -133,28 +133,3 @@ def demo_agent(
         seed=seed,
         policy=policy,
     )
-
-
-def demo_build(
-    env: EnvOption = "CartPole-v1",
-    out: Annotated[Path, typer.Option(help="Receives transcoders/ and recordings/.")] = Path(
-        "interlatent_live/data"
-    ),
-    work: Annotated[
-        Path | None,
-        typer.Option(help="Datasets and checkpoints; kept, so that a kill costs little."),
-    ] = None,
-) -> None:
-    """Make anew what the demo ships: transcoders and the recording claims are proposed from.
-
-    Needs only the built-in policy: collects, trains three seeds, keeps the one with the median
-    error, and records other episodes through it. Takes a few minutes on a laptop; killed and
-    started again, it goes on.
-    """
-    from interlatent_live.demo.build import build_demo, timed
-    from interlatent_live.environments.demo_targets import slug
-
-    folder = work or Path("out") / "demo-build" / slug(env)
-    built = build_demo(env, out, folder, timed(print))
-    for path in (*built.transcoders, built.recording):
-        print(f"wrote {path}")

@@ -64,10 +64,10 @@ def diff(
 def _bank(folder: Path, policy: ActingPolicy, states: int, seed: int) -> StateBank:
     import gymnasium
 
-    from interlatent_live.environments.demo_targets import DEMO_TARGETS
     from interlatent_live.environments.disturbance import disturbed
     from interlatent_live.errors import UserError
     from interlatent_live.policies.bank import DESCRIPTION, load_bank, make_bank, save_bank
+    from interlatent_live.zoo.entry import entries
 
     if (folder / DESCRIPTION).exists():
         return load_bank(folder)
@@ -76,9 +76,10 @@ def _bank(folder: Path, policy: ActingPolicy, states: int, seed: int) -> StateBa
             f"{policy.name} does not say its environment: give --env, or an existing --bank"
         )
     env = gymnasium.make(policy.environment)
-    target = DEMO_TARGETS.get(policy.environment)
-    if target is not None:
-        env = disturbed(env, target.disturbance)
+    for entry in entries():
+        if entry.environment == policy.environment and (entry.demo or entry.policy == policy.name):
+            env = disturbed(env, entry.disturbance)
+            break
     made = make_bank(policy, env, policy.environment, rows=states, seed=seed)
     env.close()
     save_bank(folder, made)

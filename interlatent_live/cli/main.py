@@ -32,6 +32,7 @@ from interlatent_live.cli import (
     services,
     transcoders,
     watch,
+    zoo,
 )
 from interlatent_live.errors import UserError
 
@@ -55,7 +56,6 @@ app.command()(services.control)
 app.command()(services.record)
 app.command("recorder", hidden=True)(services.record)  # as `up` starts each by its name
 app.command(hidden=True)(demo.demo_agent)
-app.command()(demo.demo_build)
 app.command()(transcoders.collect)
 app.command()(transcoders.train)
 app.command()(transcoders.evaluate)
@@ -65,6 +65,7 @@ app.command()(transcoders.finetune)
 app.add_typer(probes.app)
 app.command()(diff.diff)
 app.add_typer(policies.app)
+app.add_typer(zoo.app)
 app.add_typer(reproduce.app)
 app.add_typer(config.app)
 app.add_typer(keys.app)

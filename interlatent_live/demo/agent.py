@@ -24,11 +24,11 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from interlatent_live.agent.attach import attach
 from interlatent_live.demo.control import agent_name, demo_control
 from interlatent_live.demo.report import AgentReport
-from interlatent_live.environments.demo_targets import demo_target
 from interlatent_live.environments.disturbance import disturbed
 from interlatent_live.environments.metric_packs import StepMetrics, metric_pack_for
 from interlatent_live.policies.hashing import policy_hash
 from interlatent_live.transcoders.acting import acting_policy
+from interlatent_live.zoo.entry import find_entry
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from interlatent_live.agent.tap import Tap
-    from interlatent_live.environments.demo_targets import DemoTarget
     from interlatent_live.transcoders.acting import ActingPolicy
+    from interlatent_live.zoo.entry import ZooEntry
 
 FLUSH_S = 10.0
 Y_EVERY = 8
@@ -63,20 +63,20 @@ class Pacer:
             self._next = now
 
 
-def make_envs(target: DemoTarget, copies: int) -> SyncVectorEnv[Any, Any]:
+def make_envs(entry: ZooEntry, copies: int) -> SyncVectorEnv[Any, Any]:
     """``copies`` disturbed copies that begin the next episode within the step that ended one."""
 
     def one() -> gymnasium.Env[Any, Any]:
         return disturbed(
-            gymnasium.make(target.environment, max_episode_steps=target.max_episode_steps),
-            target.disturbance,
+            gymnasium.make(entry.environment, max_episode_steps=entry.max_episode_steps),
+            entry.disturbance,
         )
 
     return SyncVectorEnv([one] * copies, autoreset_mode=AutoresetMode.SAME_STEP)
 
 
 def run_agent(
-    env_id: str,
+    env: str,
     *,
     endpoint: str,
     control: str | None = None,
@@ -91,42 +91,46 @@ def run_agent(
     """Act until ``steps`` steps (of all copies together) are taken, or a signal says stop.
 
     Args:
-        env_id: a demo target.
+        env: an entry of the zoo, or the environment of one that the demo shows.
         endpoint: where the encoder takes steps.
         control: where the control service takes agents; None: nobody commands this one.
         ask: predicate over metrics under which the agent asks a person before it goes on.
         report: file for the agent's own account, JSON.
         steps: how many steps; ``None`` means until SIGINT or SIGTERM.
-        copies: copies of the environment; the target's default otherwise.
-        hz: steps per second and copy; the target's default otherwise.
-        seed: seed of starts and pushes; the target's live seed otherwise.
-        policy: another policy than the target's, by name or path.
+        copies: copies of the environment; the entry's otherwise.
+        hz: steps per second and copy; the entry's otherwise.
+        seed: seed of starts and pushes; the entry's live seed otherwise.
+        policy: another policy than the entry's, by name or path.
 
     Raises:
         UserError: for an unknown environment or policy.
     """
-    target = demo_target(env_id)
-    acting = acting_policy(policy or target.policy, environment=env_id)
+    entry = find_entry(env)
+    acting = acting_policy(policy or entry.policy, environment=entry.environment)
     module = acting.module
-    envs = make_envs(target, copies or target.copies)
-    measure = StepMetrics(metric_pack_for(env_id), acting.output_kind)
+    envs = make_envs(entry, copies or entry.live.copies)
+    measure = StepMetrics(metric_pack_for(entry.environment), acting.output_kind)
     stop = _stop_on_signals()
     bare = copy.deepcopy(module)
     tap = attach(
         module,
-        target.hook_points,
+        entry.hook_points,
         metrics=measure.specs,
         endpoint=endpoint,
-        agent=agent_name(env_id),
+        agent=agent_name(env),
         env=envs,
-        environment=env_id,
-        control_hz=hz or target.control_hz,
+        environment=entry.environment,
+        control_hz=hz or entry.live.control_hz,
         actions=measure.pack.family.actions,
         y_every=Y_EVERY,
         control=None
         if control is None
         else demo_control(
-            env_id, policy_hash(module), target.hook_points, endpoint=control, ask=ask
+            entry.environment,
+            policy_hash(module),
+            entry.hook_points,
+            endpoint=control,
+            ask=ask,
         ),
     )
     loop = _Loop(
@@ -135,9 +139,9 @@ def run_agent(
         envs,
         measure=measure,
         tap=tap,
-        seed=target.live_seed if seed is None else seed,
+        seed=entry.live.seed if seed is None else seed,
     )
-    pacer = Pacer(hz or target.control_hz)
+    pacer = Pacer(hz or entry.live.control_hz)
     began = time.monotonic()
     try:
         while not stop.is_set() and (steps is None or loop.steps < steps):

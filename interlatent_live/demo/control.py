@@ -17,9 +17,9 @@ from interlatent_live.agent.control import ApprovalRule, ControlOptions
 from interlatent_live.agent.control_thread import agent_folder
 from interlatent_live.console.secrets import state_folder
 from interlatent_live.control.latch import StopLatch
-from interlatent_live.errors import UserError
 from interlatent_live.pipeline.library import BUILT_IN
 from interlatent_live.transcoders.native import find_transcoders
+from interlatent_live.zoo.entry import find_entry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -32,9 +32,9 @@ LEFT, RIGHT = 0, 1
 ENGINES_OFF = 0
 
 
-def agent_name(env_id: str) -> str:
-    """What operators call the demo's agent in an environment."""
-    return f"{env_id.partition('-')[0].lower()}-demo"
+def agent_name(env: str) -> str:
+    """What operators call the agent of an entry, or of the environment that the demo shows."""
+    return f"{find_entry(env).name}-demo"
 
 
 def demo_control(
@@ -47,18 +47,20 @@ def demo_control(
 ) -> ControlOptions:
     """Control of the demo's agent, steered through the transcoders that the package carries.
 
-    A policy that they were not trained on can be held and stopped, not steered. The bound on an
+    A policy that they were not trained on can be held and stopped, not steered; an agent in an
+    environment without a known safe action (a walker falls under no torque) can be steered, not
+    held. The bound on an
     intervention is √E‖y − ȳ‖²: it moves an output no further than the output moves by itself.
 
     Args:
-        env_id: a demo target.
+        env_id: Gymnasium id.
         policy_hash: of the policy that acts.
         hook_points: that are streamed.
         endpoint: of the control service, for agents.
         ask: predicate over metrics; when it holds, the agent asks a person before it goes on.
 
     Raises:
-        UserError: when the environment has no safe action.
+        UserError: when the agent is to ask and the environment has no safe action.
     """
     known = find_transcoders(BUILT_IN)
     loaded: dict[str, LoadedTranscoder] = {
@@ -76,9 +78,9 @@ def demo_control(
     )
 
 
-def was_stopped(settings: Settings, env_id: str) -> bool:
-    """Whether somebody stopped the demo's agent of an environment and nobody resumed it since."""
-    latch = agent_folder(state_folder(settings), agent_name(env_id)) / "stop.latch"
+def was_stopped(settings: Settings, env: str) -> bool:
+    """Whether somebody stopped the agent that :func:`agent_name` names and nobody resumed it."""
+    latch = agent_folder(state_folder(settings), agent_name(env)) / "stop.latch"
     if not latch.exists():
         return False
     opened = StopLatch(latch)
@@ -93,14 +95,12 @@ def _usual_move(loaded: LoadedTranscoder) -> float | None:
     return None if baselines is None else math.sqrt(baselines.y_variance)
 
 
-def _safe_action(env_id: str) -> Callable[[Any], Any]:
+def _safe_action(env_id: str) -> Callable[[Any], Any] | None:
     safe: Mapping[str, Callable[[], Callable[[Any], Any]]] = {
         "CartPole-v1": _pushes_in_turn,
         "LunarLander-v3": _engines_off,
     }
-    if env_id not in safe:
-        raise UserError(f"the demo knows no safe action in {env_id}")
-    return safe[env_id]()
+    return safe[env_id]() if env_id in safe else None
 
 
 def _pushes_in_turn() -> Callable[[Any], Any]:

@@ -25,6 +25,7 @@ from interlatent_live.config import (
     on_free_ports,
     split_address,
 )
+from interlatent_live.console.sessions import login_address
 from interlatent_live.demo.control import agent_name, was_stopped
 from interlatent_live.demo.report import AgentReport, headless_report
 from interlatent_live.engine.launch import service_specs
@@ -38,11 +39,11 @@ from interlatent_live.engine.port import (
     service_command,
     wait_ready,
 )
-from interlatent_live.environments.demo_targets import slug
 from interlatent_live.errors import UserError
 from interlatent_live.feed.client import FeedClient
 from interlatent_live.feed.state import FeedState
 from interlatent_live.services.control import audit_folder
+from interlatent_live.zoo.entry import DATA, find_entry
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
     from interlatent_live.engine.port import OutputLine
 
 AGENT = "demo-agent"
-RECORDINGS = Path(__file__).parent.parent / "data" / "recordings"
+RECORDINGS = DATA / "recordings"
 NULL_DRAWS = 99
 LINES_KEPT = 200
 READY_WITHIN_S = 120.0
@@ -64,6 +65,7 @@ class DemoOptions:
     """What the user may choose; ``steps`` counts the steps of all copies together."""
 
     env: str = "CartPole-v1"
+    """An entry of the zoo, or the environment of one that the demo shows."""
     steps: int | None = None
     copies: int | None = None
     hz: float | None = None
@@ -105,15 +107,18 @@ class Screen(Protocol):
 
 
 def demo_settings(settings: Settings, env: str) -> Settings:
-    """The settings with the demo's own calibration and null, where the user chose none.
+    """The settings with the entry's calibration, blocks and null, where the user chose none.
 
-    The null has fewer draws than a publication wants, so that a minute is enough; every report
-    says how many.
+    Without a recording, claims are proposed from the run's first episodes. The null has fewer draws
+    than a publication wants, so that a minute is enough; every report says how many.
     """
+    entry = find_entry(env)
     explainer = settings.explainer
     changes: dict[str, Any] = {}
-    if explainer.calibration is None:
-        changes["calibration"] = RECORDINGS / f"{slug(env)}.mcap"
+    if explainer.calibration is None and entry.recording.exists():
+        changes["calibration"] = entry.recording
+    if explainer.block_steps is None:
+        changes["block_steps"] = entry.live.block_steps
     if explainer.null_draws == ExplainerSettings().null_draws:
         changes["null_draws"] = NULL_DRAWS
     explainer = explainer.model_copy(update=changes)
@@ -191,7 +196,7 @@ def run_demo(
             engine.start(spec)
         screen.starting(f"starting {', '.join(spec.name for spec in specs)} …")
         wait_ready(engine, [spec.name for spec in specs], READY_WITHIN_S)
-        screen.up(f"http://{settings.console.http}")
+        screen.up(login_address(settings))
         client = stack.enter_context(FeedClient(settings.endpoints.feeds()))
         report_file = folder / "agent.json"
         started_ns = time.time_ns()
@@ -208,7 +213,9 @@ def run_demo(
         agent_report = msgspec.json.decode(report_file.read_bytes(), type=AgentReport)
         for _ in _until_settled(client, state, agent_report.run_id):
             screen.update(state)
-        return headless_report(state, agent_report, started_ns=started_ns, env=options.env)
+        return headless_report(
+            state, agent_report, started_ns=started_ns, env=find_entry(options.env).environment
+        )
 
 
 def _agent_spec(options: DemoOptions, settings: Settings, report: Path) -> ServiceSpec:

@@ -168,9 +168,45 @@ class DisturbedLunarLander(_Disturbed):
         return np.array(state, dtype=np.float32)
 
 
+class DisturbedWalker(_Disturbed):
+    """Starts at a run of up to ± 0.5 m/s; pushes on the whole body.
+
+    For Gymnasium's MuJoCo bodies whose root moves freely in space or in a plane. A push of strength
+    1 changes the velocity by 1 m/s: in a drawn direction for a body in space, ahead or back for one
+    in a plane. Every part moves along, so no joint is strained.
+    """
+
+    def __init__(self, env: gymnasium.Env[Any, Any], disturbance: Disturbance) -> None:
+        base: Any = env.unwrapped
+        self.step_seconds = float(base.dt)
+        super().__init__(env, disturbance)
+        # A free joint has 7 numbers, and its first two velocities are along the ground.
+        self._ground_axes = 2 if int(base.model.jnt_qposadr[1]) == 7 else 1
+
+    def _start(self, draw: NDArray[np.float64]) -> NDArray[np.float64]:
+        base: Any = self.env.unwrapped
+        velocity = base.data.qvel.copy()
+        velocity[: self._ground_axes] += 0.5 * draw[: self._ground_axes]
+        base.set_state(base.data.qpos.copy(), velocity)
+        obs: NDArray[np.float64] = base._get_obs()  # noqa: SLF001 - Gymnasium has no public name for it
+        return obs
+
+    def _push(self, strength: float) -> None:
+        base: Any = self.env.unwrapped
+        if self._ground_axes == 1:
+            base.data.qvel[0] += strength
+            return
+        angle = float(self._rng.uniform(0.0, np.pi))
+        base.data.qvel[0] += strength * np.cos(angle)
+        base.data.qvel[1] += strength * np.sin(angle)
+
+
 _WRAPPERS: dict[str, type[_Disturbed]] = {
     "CartPole-v1": DisturbedCartPole,
     "LunarLander-v3": DisturbedLunarLander,
+    "HalfCheetah-v5": DisturbedWalker,
+    "Walker2d-v5": DisturbedWalker,
+    "Humanoid-v5": DisturbedWalker,
 }
 
 

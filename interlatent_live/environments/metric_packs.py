@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from interlatent_live.environments.families import cartpole, lunarlander, mujoco
+from interlatent_live.environments.families import cartpole, humanoid, lunarlander, mspacman, mujoco
 from interlatent_live.environments.families.family import Family
 from interlatent_live.errors import UserError
 from interlatent_live.stream import MetricSpec, Role
@@ -32,9 +32,14 @@ FAMILIES: Mapping[str, Family] = {
         lunarlander.LUNARLANDER,
         mujoco.HALFCHEETAH,
         mujoco.WALKER2D,
-        mujoco.HUMANOID,
+        humanoid.HUMANOID,
+        mspacman.MSPACMAN,
     )
 }
+_BY_BARE_ID: Mapping[str, Family] = {
+    name.rpartition(":")[2]: family for name, family in FAMILIES.items()
+}
+"""An environment's own spec does not say which module registered it."""
 
 
 class MetricPack(Protocol):
@@ -68,12 +73,14 @@ class ObservationPack:
         return row
 
     def extract_batch(self, obs: ArrayLike) -> NDArray[np.float64]:
-        """State metrics [n, M] for observations [n, d].
+        """State metrics [n, M] for observations [n, d], or [n, …] of d numbers.
 
         Raises:
             ValueError: when an observation does not have the family's size.
         """
         array = np.asarray(obs, np.float64)
+        if array.ndim > 2:
+            array = array.reshape(len(array), -1)
         if array.ndim != 2 or array.shape[1] != self.family.obs_dim:
             raise ValueError(
                 f"{self.family.environment} has observations [n, {self.family.obs_dim}], "
@@ -88,7 +95,7 @@ def metric_pack_for(env_id: str, *, obs_dim: int | None = None) -> ObservationPa
     Raises:
         UserError: when the environment is unknown and ``obs_dim`` is not given.
     """
-    family = FAMILIES.get(env_id)
+    family = FAMILIES.get(env_id) or _BY_BARE_ID.get(env_id)
     if family is not None:
         return ObservationPack(family)
     if obs_dim is None:
@@ -97,6 +104,24 @@ def metric_pack_for(env_id: str, *, obs_dim: int | None = None) -> ObservationPa
             f"a MetricPack of your own (known: {', '.join(FAMILIES)})"
         )
     return ObservationPack(unnamed_family(env_id, obs_dim))
+
+
+def metric_pack_of(env: Any) -> ObservationPack | None:
+    """The pack of a Gymnasium environment whose observations are those that the pack knows.
+
+    None for an environment without a pack, and where a wrapper may have made something else of the
+    observation: names and units of the raw one would then be wrong.
+    """
+    spec = getattr(env, "spec", None)
+    if spec is None or hasattr(env, "num_envs"):
+        return None
+    family = FAMILIES.get(spec.id) or _BY_BARE_ID.get(spec.id)
+    inner = env
+    while hasattr(inner, "env"):
+        if hasattr(inner, "observation") or inner.observation_space != inner.env.observation_space:
+            return None
+        inner = inner.env
+    return None if family is None else ObservationPack(family)
 
 
 def unnamed_family(env_id: str, obs_dim: int) -> Family:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import torch
 
 from interlatent_live.policies.spec import Adapter
-
-if TYPE_CHECKING:
-    import torch
 
 HUMANOID_V5_OBS = 348
 HUMANOID_V2_OBS = 376
@@ -24,7 +21,18 @@ def adapt(adapter: Adapter, obs: torch.Tensor) -> torch.Tensor:
         return obs
     if adapter is Adapter.FLATTEN:
         return obs.reshape(len(obs), -1)
+    if adapter is Adapter.MSPACMAN_BYTES_BITS:
+        return _bytes_bits(obs)
     return _humanoid_376(obs, cfrc_zero=adapter is Adapter.HUMANOID_V5_TO_376_CFRC_ZERO)
+
+
+def _bytes_bits(obs: torch.Tensor) -> torch.Tensor:
+    """uint8 [n, b] → float32 [n, 9 b]: bytes over 255, then each byte's bits, highest first."""
+    if obs.dtype != torch.uint8:
+        raise ValueError(f"RAM is bytes (uint8), not {obs.dtype}")
+    shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=obs.device)
+    bits = (obs[:, :, None] >> shifts) & 1
+    return torch.cat([obs / 255, bits.reshape(len(obs), -1)], dim=1).to(torch.float32)
 
 
 def _humanoid_376(obs: torch.Tensor, *, cfrc_zero: bool) -> torch.Tensor:

@@ -51,6 +51,8 @@ class Adapter(StrEnum):
     """Gymnasium's 348 observations of Humanoid-v5 at the places they had among the 376 of v2."""
     HUMANOID_V5_TO_376_CFRC_ZERO = "humanoid_v5_to_376_cfrc_zero"
     """The same with the contact forces [292:] set to 0, as Humanoid-v3 reported them."""
+    MSPACMAN_BYTES_BITS = "mspacman_bytes_bits"
+    """The 128 bytes of Ms. Pac-Man's RAM over 255, then their 1,024 bits, highest first."""
 
 
 @dataclass(frozen=True, slots=True)

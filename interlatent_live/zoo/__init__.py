@@ -1,0 +1,1 @@
+"""The zoo: agents worth explaining, each with its recipe, its transcoders and its report."""

@@ -1,0 +1,111 @@
+"""All that is measured of an entry away from the live run, as one dictionary of plain values."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from interlatent_live.bench.report import machine_facts, version_facts
+from interlatent_live.errors import UserError
+from interlatent_live.transcoders.acting import acting_policy
+from interlatent_live.transcoders.dataset import ActivationDataset
+from interlatent_live.transcoders.evaluation.evaluate import EvaluationSettings, evaluate
+from interlatent_live.transcoders.native import find_transcoders, load_transcoder
+from interlatent_live.zoo.build import TRAINED, TRAINING, seeds_of
+from interlatent_live.zoo.judge import DRAWS, judge_entry
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from interlatent_live.transcoders.native import LoadedTranscoder
+    from interlatent_live.zoo.entry import ZooEntry
+
+STRONGEST: Final = 8
+"""Features shown by how much they move the action."""
+
+
+def evaluate_entry(
+    entry: ZooEntry,
+    work: Path,
+    say: Callable[[str], None] = lambda _: None,
+    *,
+    draws: int = DRAWS,
+) -> dict[str, Any]:
+    """Fidelity, verified claims and questions of an entry.
+
+    Args:
+        entry: whose.
+        work: with the datasets and training seeds that ``zoo train`` left.
+        say: told what is being done.
+        draws: of the claims' null.
+
+    Raises:
+        UserError: when there are no transcoders of the entry.
+    """
+    policy = acting_policy(entry.policy, environment=entry.environment)
+    chosen = transcoders_of(entry, work, policy.policy_hash)
+    fidelity = {}
+    if (work / TRAINED).is_dir():
+        settings = EvaluationSettings(
+            entry.evaluation.episodes, entry.evaluation.seed, entry.max_episode_steps
+        )
+        dataset = ActivationDataset(work / TRAINING)
+        for seeds in seeds_of(work):
+            report = evaluate(seeds, dataset, policy, settings, say)
+            fidelity[report["hook_point"]] = fidelity_of(report)
+    judged = judge_entry(
+        entry, {hook: one.transcoder for hook, one in chosen.items()}, work, say, draws=draws
+    )
+    return {
+        "name": entry.name,
+        "policy_hash": policy.policy_hash,
+        "transcoders": {hook: one.transcoder.identity for hook, one in chosen.items()},
+        "fidelity": fidelity,
+        "judged": judged,
+        "machine": machine_facts(),
+        "versions": version_facts(),
+    }
+
+
+def transcoders_of(entry: ZooEntry, work: Path, policy_hash: str) -> dict[str, LoadedTranscoder]:
+    """The transcoder that runs at each hook point: the work folder's own, or the shipped one.
+
+    Raises:
+        UserError: when a hook point has none.
+    """
+    own = work / "transcoders"
+    found: dict[str, LoadedTranscoder] = {}
+    if own.is_dir():
+        found = {hook: each[0].load() for (_, hook), each in find_transcoders(own).items()}
+    for hook, path in entry.shipped.items():
+        found.setdefault(hook, load_transcoder(path, policy_hash=policy_hash, hook_point=hook))
+    missing = [hook for hook in entry.hook_points if hook not in found]
+    if missing:
+        raise UserError(
+            f"{entry.name} has no transcoder at {', '.join(missing)}: run "
+            f"`interlatent-live zoo train {entry.name}` first"
+        )
+    return {hook: found[hook] for hook in entry.hook_points}
+
+
+def fidelity_of(report: dict[str, Any]) -> dict[str, Any]:
+    """What a report of :func:`~interlatent_live.transcoders.evaluation.evaluate.evaluate` says."""
+    group = report["groups"][0]
+    # Discrete actions change or not, continuous ones move by some amount.
+    known = [row for row in group["features"] if row["effect"] is not None]
+    by = (
+        "action_change"
+        if any(row["action_change"] is not None for row in known)
+        else "changes_action"
+    )
+    return {
+        "group": group["name"],
+        "held_out": report["held_out"],
+        "behaviour_seeds": report["behaviour_seeds"],
+        "original_return": report["original_return"],
+        "mean_ablated_return": report["mean_ablated_return"],
+        "median": group["median"],
+        "gate": {name: group["gate"][name] for name in ("passed", "verdict")},
+        "strongest": sorted(known, key=lambda row: -float(row[by]))[:STRONGEST],
+        "strongest_of": group["features_of"],
+    }
