@@ -1,7 +1,7 @@
 # The tasks of development; `make` lists them. CI runs .ci/run, which does the same from nothing.
 BIN ?= .venv/bin
 
-.PHONY: help install format lint types test slow peers page browser operations figures docs constraints demo
+.PHONY: help install format lint types test slow peers page browser operations site figures docs constraints demo
 
 help:           ## list the tasks
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 14
@@ -39,7 +39,7 @@ browser:        ## look at the page with a real Chromium
 	$(BIN)/pytest -m browser
 
 operations:     ## check what operators deploy, with Prometheus, linters and schemas
-	$(BIN)/pip install -c constraints.txt -e ".[operations]"
+	$(BIN)/pip install -c constraints.txt -e ".[operations,site]"
 	$(BIN)/pytest -m operations
 
 figures:        ## refresh the figures in the documents from committed reports
@@ -49,6 +49,10 @@ docs:           ## refresh docs/cli.md, docs/faults.md and the dashboard
 	$(BIN)/python .ci/cli_docs.py
 	$(BIN)/python .ci/faults_docs.py
 	$(BIN)/python .ci/dashboard.py
+
+site:           ## build the documentation as a site
+	$(BIN)/pip install -c constraints.txt -e ".[site]"
+	$(BIN)/mkdocs build
 
 constraints:    ## pin what is installed, after the tests have passed
 	$(BIN)/python .ci/constraints.py
