@@ -17,6 +17,7 @@ from interlatent_live.agent.hooks import (
 from interlatent_live.agent.metrics import MetricSet
 from interlatent_live.agent.options import DEFAULT_ENDPOINT, TapOptions
 from interlatent_live.agent.tap import Tap
+from interlatent_live.environments.metric_packs import metric_pack_of
 from interlatent_live.errors import UserError
 from interlatent_live.policies.hashing import policy_hash
 
@@ -55,7 +56,8 @@ def attach(
             (``"net.0..net.1"``: from the input of the first to the output of the last), or modules
             by the name they shall be streamed under.
         metrics: names, specs, a metric pack or a :class:`MetricSet`; with ``env`` and no metrics,
-            all that the environment shows.
+            all that the environment shows, by the names and units of its metric pack where there is
+            one.
         endpoint: the encoder's address; None streams nowhere (take steps with ``tap.take()``).
         agent: the agent's name, as operators know it.
         env: the (vector) environment the policy acts in, to learn the number of copies, the way of
@@ -78,7 +80,7 @@ def attach(
         )
     modules = resolve(policy, hook_points)
     if metrics is None and env is not None:
-        metrics = MetricSet.from_env(env)
+        metrics = MetricSet.from_env(env, metric_pack_of(env))
     chosen = TapOptions(agent=agent, endpoint=endpoint, **options)
     identity = policy_hash(policy)
     tap = Tap(

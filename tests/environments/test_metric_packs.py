@@ -16,6 +16,7 @@ from interlatent_live.environments.metric_packs import (
     internal_metrics,
     internal_specs,
     metric_pack_for,
+    metric_pack_of,
 )
 from interlatent_live.errors import UserError
 from interlatent_live.stream import Role
@@ -260,3 +261,16 @@ def test_a_whole_step_in_columns():
 def test_two_actions_need_one_column():
     specs = metric_pack_for("CartPole-v1").family.action_specs
     assert [spec.name for spec in specs] == ["action_push_right"]
+
+
+def test_an_environment_is_known_by_its_pack_unless_a_wrapper_changed_what_is_observed():
+    made = gymnasium.make("CartPole-v1")
+    wrappers = gymnasium.wrappers
+    assert metric_pack_of(made).family.environment == "CartPole-v1"
+    assert metric_pack_of(wrappers.RecordEpisodeStatistics(made)) is not None
+    assert metric_pack_of(wrappers.NormalizeObservation(made)) is None
+    same_space = wrappers.TransformObservation(made, lambda obs: 2 * obs, made.observation_space)
+    assert metric_pack_of(same_space) is None
+    assert metric_pack_of(wrappers.FlattenObservation(made)) is None
+    assert metric_pack_of(gymnasium.make("Pendulum-v1")) is None
+    assert metric_pack_of(object()) is None
