@@ -60,6 +60,7 @@ RESTED_S: Final = 0.012
 20 ms where there is one."""
 MOST_RESTED_S: Final = 0.1
 GOODBYE_MS: Final = 200
+_READABLE: Final = int(zmq.POLLIN)  # as a plain number: an enumeration's & is a call of Python
 ANSWERS: Final = 256
 """Most messages read in one turn."""
 
@@ -297,7 +298,7 @@ class Connection:
 
     @staticmethod
     def _readable(socket: zmq.Socket[bytes]) -> bool:
-        return bool(int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
+        return bool(int(socket.getsockopt(zmq.EVENTS)) & _READABLE)
 
     def _refused(self, boot_id: str, sentence: str) -> None:
         if boot_id in self.streams:

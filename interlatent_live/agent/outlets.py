@@ -194,10 +194,14 @@ class LossyOutlet:
 
     def pump(self, now: Now) -> None:
         """Send what may go now; give up what is too old."""
+        # Rows that come while these are sent wait for the next turn: alone they would cost as much.
+        end = self._ring.head
         for _ in range(TURN):
             why = self._link.blocked(self.boot_id, 1, 0)
             self._expire(now, why)
-            if why is not None or not (self._held or self._refill()):
+            if why is not None:
+                return
+            if not self._held and (self._ring.tail >= end or not self._refill()):
                 return
             if not self._send_held(now):
                 return
@@ -326,8 +330,10 @@ class LosslessOutlet:
     def _fill(self, now: Now) -> None:
         if self._source is None:
             return
+        ring = self._source.ring
+        end = ring.head
         for _ in range(TURN):
-            if not self.store.has_room():
+            if ring.tail >= end or not self.store.has_room():
                 return
             parts, lost = self._source.next()
             if lost is not None:

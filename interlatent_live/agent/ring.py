@@ -46,6 +46,9 @@ FACTS_STRUCT: Final = struct.Struct("<qIIHBBB")
 SCAN: Final = 1024
 """Blocks looked at in one call of :meth:`Ring.skip_to`, to keep it short."""
 
+KNOWN_Y_ROWS: Final = 256
+"""Patterns of sampled rows that are remembered: messages of a steady loop have few."""
+
 _SPAN: Final = struct.Struct("<qq")
 """A block's first sequence number, and the one after its last."""
 
@@ -163,6 +166,7 @@ class Ring:
     __slots__ = (
         "_expected",
         "_pending",
+        "_y_rows_of",
         "capacity",
         "facts",
         "facts_bytes",
@@ -210,6 +214,7 @@ class Ring:
         self._expected = first_seq
         self.lost = 0
         self._pending: Callable[[int], bool] | None = None
+        self._y_rows_of: dict[tuple[int, int, int], NDArray[np.uint16]] = {}
 
     # -- writer ---------------------------------------------------------------------------------
 
@@ -327,8 +332,8 @@ class Ring:
         )
 
     def _rows(self, copied: _Copied, first: int, torn: int) -> tuple[Taken | None, Lost | None]:
-        rows, y_every = self.layout.rows, self.layout.y_every
-        first_seq = int(copied.span[torn, 0])
+        span = copied.span[torn:]
+        first_seq, end_seq = int(span[0, 0]), int(span[-1, 1])
         lost = self._declare(first_seq)
         facts = copied.facts[torn:].reshape(-1)
         n = len(facts)
@@ -336,14 +341,12 @@ class Ring:
         x = {name: column[torn:].reshape(n, -1) for name, column in copied.x.items()}
         # Blocks of y, counted from the first block kept; those before it are torn.
         start = copied.first_y - first - torn
-        y_blocks = range(start, start + copied.n_y * y_every, y_every) if copied.n_y else ()
-        skip = sum(block < 0 for block in y_blocks) if torn else 0
+        skip = max(0, -(start // self.layout.y_every)) if torn and copied.n_y else 0
         y = {name: column[skip:].reshape(-1, column.shape[-1]) for name, column in copied.y.items()}
-        y_rows = np.array(
-            [block * rows + row for block in y_blocks[skip:] for row in range(rows)], np.uint16
-        )
-        valid = facts["valid"] != 0
-        if not valid.all():
+        y_rows = self._y_rows(start, skip, copied.n_y)
+        # Only rows that are steps have numbers, so the numbers tell whether all are.
+        if end_seq - first_seq != n:
+            valid = facts["valid"] != 0
             new_row = np.cumsum(valid) - 1
             y_valid = valid[y_rows]
             y = {name: column[y_valid] for name, column in y.items()}
@@ -353,9 +356,20 @@ class Ring:
         self._expected = first_seq + len(facts)
         if not len(facts):
             return None, lost
-        return Taken(
-            first_seq, first + torn, facts, metrics, x, y, y_rows, copied.span[torn:]
-        ), lost
+        return Taken(first_seq, first + torn, facts, metrics, x, y, y_rows, span), lost
+
+    def _y_rows(self, start: int, skip: int, count: int) -> NDArray[np.uint16]:
+        """Rows that y was kept of: ``count`` blocks from block ``start`` on, without ``skip``."""
+        known = self._y_rows_of.get((start, skip, count))
+        if known is None:
+            rows, y_every = self.layout.rows, self.layout.y_every
+            blocks = range(start + skip * y_every, start + count * y_every, y_every or 1)
+            known = np.array([b * rows + row for b in blocks for row in range(rows)], np.uint16)
+            known.flags.writeable = False
+            if len(self._y_rows_of) >= KNOWN_Y_ROWS:
+                self._y_rows_of.clear()
+            self._y_rows_of[start, skip, count] = known
+        return known
 
     def _declare(self, first_seq: int) -> Lost | None:
         expected = self._expected

@@ -66,6 +66,8 @@ class Measured:
     """One run of publishers against the services."""
 
     steps: int
+    connecting: int
+    """Of them, those that taps connected with, before the time began."""
     encoded: int
     processed: int
     """Steps in the newest profiles, which a correlator of many runs publishes in turns."""
@@ -83,8 +85,8 @@ class Measured:
 
     @property
     def rate(self) -> float:
-        """Steps per second, from the first step to the last one correlated."""
-        return self.processed / self.seconds
+        """Steps per second, from the first step after connecting to the last one correlated."""
+        return (self.processed - self.connecting) / self.seconds
 
 
 def run(*, quick: bool = False) -> BenchReport:
@@ -105,6 +107,7 @@ def run(*, quick: bool = False) -> BenchReport:
             "the explainer is not started; correlator.depth is core",
             f"medians over {repeats} runs of {seconds:g} s (rate) and 4 s (latency)",
             "the curve over agents is one run of 4 s each",
+            "taps connect with one step before the time begins",
         ),
     )
 
@@ -327,6 +330,7 @@ class Services:
         latencies = [one.step_to_feature_ms for one in seen]
         return Measured(
             steps=steps,
+            connecting=processes * agents * copies,
             encoded=sum(one.steps_encoded for one in seen),
             processed=sum(processed) // len(HOOKS),
             declared=sum(sum(book["lost"].values()) for book in books),

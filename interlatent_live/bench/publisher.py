@@ -60,6 +60,20 @@ def publish(orders: Orders) -> dict[str, Any]:
     }
     rows = random.normal(size=(*shape, orders.metrics))
     agents = [_Agent(_tap(orders, number), 0) for number in range(orders.agents)]
+
+    def publish_one(agent: _Agent, at: int) -> None:
+        ended = agent.t == orders.episode_steps - 1
+        agent.tap.publish(
+            rows[at] if orders.copies > 1 else rows[at, 0],
+            x={name: x[at] if orders.copies > 1 else x[at, 0] for name, x in xs.items()},
+            y={name: y[at] if orders.copies > 1 else y[at, 0] for name, y in ys.items()},
+            truncated=np.full(orders.copies, ended) if orders.copies > 1 else ended,
+        )
+        agent.t = 0 if ended else agent.t + 1
+
+    # A tap connects with its first step; what that takes is no part of a steady stream.
+    for agent in agents:
+        publish_one(agent, 0)
     time.sleep(max(0.0, orders.start_at - time.time()))
     began = due = time.perf_counter()
     used = time.process_time()
@@ -69,14 +83,7 @@ def publish(orders: Orders) -> dict[str, Any]:
         at = number % pool
         for agent in agents:
             called = time.perf_counter()
-            ended = agent.t == orders.episode_steps - 1
-            agent.tap.publish(
-                rows[at] if orders.copies > 1 else rows[at, 0],
-                x={name: x[at] if orders.copies > 1 else x[at, 0] for name, x in xs.items()},
-                y={name: y[at] if orders.copies > 1 else y[at, 0] for name, y in ys.items()},
-                truncated=np.full(orders.copies, ended) if orders.copies > 1 else ended,
-            )
-            agent.t = 0 if ended else agent.t + 1
+            publish_one(agent, at)
             calls.append(time.perf_counter() - called)
         number += 1
         due += 1.0 / orders.hz
