@@ -250,6 +250,20 @@ def test_hold_step_and_resume_say_what_they_are(opened, console, walker):
     assert in_time(walker.moves)
 
 
+def test_before_and_after_is_told_with_intervals(opened, console, walker):
+    one = opened(console.url)
+    one.sign_in(console.token)
+    page = goto_walker(one, walker, "interventions")
+    page.wait_for_timeout(20_000)  # what was before must have been seen
+    page.get_by_label("what", exact=True).select_option("clamp")
+    page.get_by_label("held at").fill("9")
+    put_into_force(page, reason="held high", seconds="45", share=60)
+    row = page.locator(".compared tbody tr", has_text="position")
+    expect(row.locator(".words")).to_have_text(re.compile("higher|lower"), timeout=WITHIN_MS)
+    expect(row.locator(".forest")).to_contain_text("…")
+    assert one.complaints == []
+
+
 def test_a_change_decided_on_an_old_state_is_refused_in_words(opened, console, walker):
     ada = opened(console.url)
     bob = opened(console.url)

@@ -55,7 +55,7 @@ interface Leased {
   agent: string;
   until: number;
   /** Whether the agent has said that it is in force: once it no longer is, its lease needs no care. */
-  seen?: boolean;
+  seen: boolean;
 }
 
 export class Control {
@@ -177,10 +177,11 @@ export class Control {
       this.keep(body.command_id, {
         agent: agent.agent,
         until: Date.now() + 1000 * (extra.ttlS ?? 0) + (result.waits_for_second ? SECOND_MS : 0),
+        seen: false,
       });
       const text = (extra.changes ?? []).map((one) => `${one.kind} ${one.feature}`).join(", ");
-      const tried = { id: body.command_id, agent: agent.agent, text: extra.dryRun ? `${text} (dry)` : text };
-      this.tried = [tried, ...this.tried].slice(0, TRIED_MOST);
+      // A dry run changes nothing that could be compared.
+      if (!extra.dryRun) this.tried = [{ id: body.command_id, agent: agent.agent, text }, ...this.tried].slice(0, TRIED_MOST);
     }
     if (operation === "release") this.letGo(agent.agent);
     this.tellOutcome(`${agent.agent}: ${operation}`, result);
