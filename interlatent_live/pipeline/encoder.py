@@ -225,6 +225,8 @@ class EncoderCore:
         self._batcher = MicroBatcher(limits)
         self._joiner = Joiner()
         self._agents: dict[str, _Agent] = {}
+        self._alone = False
+        """Whether one run goes on: its rows then have nobody to wait for."""
         self._transcoders: dict[str, TranscoderLike] = {}
         self._open: dict[int, _Open] = {}
         self._next_message = 0
@@ -287,6 +289,7 @@ class EncoderCore:
         self._agents[source] = _Agent(
             manifest, hook_points, rate_at_ns=self._clock(), described=described
         )
+        self._alone = len(self.going_on()) == 1
 
     def _no_transcoder(self, manifest: Manifest) -> str:
         names = ", ".join(repr(spec.name) for spec in manifest.hook_points)
@@ -341,6 +344,7 @@ class EncoderCore:
             agent.sent = sent
             for hook_point in agent.hook_points.values():
                 hook_point.transcoder = _Elsewhere.like(hook_point.transcoder)
+            self._alone = len(self.going_on()) == 1
 
     def vanish(self, source: str) -> None:
         """A run ended without a goodbye, and so long ago that nobody waits for it any more."""
@@ -450,6 +454,8 @@ class EncoderCore:
             if self._batcher.submit(request, now_ns):
                 accepted.append(request)
                 encoding[name] = hook_point
+                if self._alone:
+                    self._batcher.drain(request.transcoder)
             else:
                 self.refused_rows += rows
         if not accepted:

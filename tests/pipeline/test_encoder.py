@@ -122,6 +122,22 @@ def test_hook_points_without_transcoder_are_named_and_the_rest_is_encoded():
     assert out.transcoders == {"a": "sha256:a"}
 
 
+def test_a_run_alone_waits_for_nobody_and_two_wait_for_each_other():
+    encoder = core(BatchLimits(max_delay_ns=1000))
+    encoder.admit("s", manifest())
+    encoder.submit("s", batch(3), 0)
+    assert encoder.next_ready_ns() == 0
+    assert len(list(encoder.encode_ready(0))) == 1
+    encoder.admit("t", manifest(run_id="other", boot_id="other"))
+    encoder.submit("s", batch(3, first_seq=3), 10)
+    assert encoder.next_ready_ns() == 1010
+    assert list(encoder.encode_ready(1009)) == []
+    assert len(list(encoder.encode_ready(1010))) == 1
+    encoder.goodbye("t", 0)
+    encoder.submit("s", batch(3, first_seq=6), 2000)
+    assert len(list(encoder.encode_ready(2000))) == 1
+
+
 def test_steps_before_hello_are_refused():
     with pytest.raises(UserError, match="has not said hello"):
         core().submit("s", batch(1), 0)
