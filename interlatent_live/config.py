@@ -286,7 +286,7 @@ class ConsoleSettings(_Section):
     """What is kept of what the services say, and where it is told over HTTP."""
 
     http: Address = "127.0.0.1:28480"
-    """HOST:PORT of the HTTP API; this machine only, because it has no logins."""
+    """HOST:PORT of the HTTP API; this machine only, because reading needs no login."""
 
     state: Path | None = None
     """Folder of the store and of the token for writing; none: $STATE_DIRECTORY, or else
@@ -306,6 +306,8 @@ class ConsoleSettings(_Section):
     """Feeds over HTTP that may be open at once."""
     live_bytes: Bytes = 32 * MEBI
     """Newest steps kept for pages; they are taken in only while a page shows them."""
+    history_bytes: Bytes = 8 * MEBI
+    """Sums of steps kept to compare metrics before interventions and meanwhile."""
 
 
 class ControlSettings(_Section):
@@ -415,8 +417,8 @@ class Settings(BaseSettings):
     def _closed_by_default(self) -> Self:
         if not is_loopback(split_address(self.console.http)[0]):
             raise ValueError(
-                f"console.http ({self.console.http}) is open to other machines, and the console "
-                "has no logins: use 127.0.0.1 and reach it through an SSH tunnel"
+                f"console.http ({self.console.http}) is open to other machines, and reading "
+                "needs no login: use 127.0.0.1 and reach it through an SSH tunnel"
             )
         for name, value in self.endpoints:
             parts = urlsplit(value)
@@ -482,6 +484,8 @@ class Settings(BaseSettings):
             "console": (
                 Buffer("events for clients", self.console.replay_bytes),
                 Buffer("steps for pages", self.console.live_bytes),
+                Buffer("sums of steps around interventions", self.console.history_bytes),
+                Buffer("password being checked", 32 * MEBI),
             ),
             "control": (
                 Buffer("agents as they describe themselves", 512 * KIBI, 4 * limits.agents),

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from interlatent_live.console.app import TOPICS, Sources, make_app
 from interlatent_live.console.asking import Asking
+from interlatent_live.console.audit_view import AuditView
 from interlatent_live.console.broadcast import Broadcast
 from interlatent_live.console.control_link import ControlLink
+from interlatent_live.console.history import StepHistory
 from interlatent_live.console.keeper import Keeper
 from interlatent_live.console.live import LiveHub
 from interlatent_live.console.metrics import HttpMetrics
@@ -26,9 +28,10 @@ from interlatent_live.console.users import Users
 from interlatent_live.control.wire import control_key
 from interlatent_live.explanations.requests import open_answer, seal
 from interlatent_live.feed.client import FeedClient
-from interlatent_live.feed.documents import Topic
+from interlatent_live.feed.documents import AgentsDocument, Topic
 from interlatent_live.logs import get_logger
 from interlatent_live.queries.client import StatisticsClient
+from interlatent_live.services.control import audit_folder
 from interlatent_live.services.network import Network
 from interlatent_live.services.runtime import ServiceRuntime, explained
 from interlatent_live.store import open_store
@@ -93,6 +96,8 @@ def serve(settings: Settings) -> None:
             None if network.protected else control_key(token),
             keys=None if keys is None else ServerKeys.load(keys).client(),
         )
+        history = StepHistory(settings.console.history_bytes)
+        control.told = history.told
         sources = Sources(
             store,
             broadcast,
@@ -103,6 +108,8 @@ def serve(settings: Settings) -> None:
             facts,
             sessions,
             control,
+            AuditView(audit_folder(settings)),
+            history,
         )
         try:
             with explained("the console", address, "console.http"):
@@ -115,7 +122,9 @@ def serve(settings: Settings) -> None:
             feeds = settings.endpoints.feeds()
             with control, server, FeedClient(feeds, tuple(TOPICS), keys=viewer) as feed:
                 key = request_key(token)
-                loop = _Loop(feed, keeper, broadcast, live, asking, explainer, key, runtime.beat)
+                loop = _Loop(
+                    feed, keeper, broadcast, live, history, asking, explainer, key, runtime.beat
+                )
                 runtime.ready(http=server.url)
                 while not runtime.stopping:
                     loop.turn()
@@ -135,6 +144,7 @@ class _Loop:
     keeper: Keeper
     broadcast: Broadcast
     live: LiveHub
+    history: StepHistory
     asking: Asking
     explainer: zmq.Socket[bytes]
     key: bytes
@@ -143,8 +153,9 @@ class _Loop:
 
     def turn(self) -> None:
         self.beat()
-        if self.live.watched != self.watched:
-            # Steps are a hundred times the traffic of all else: heard only while a page shows them.
+        if (self.live.watched or self.history.wanted) != self.watched:
+            # Steps are a hundred times the traffic of all else: heard only while a page shows them,
+            # or an intervention is in force that they may be compared with.
             self.watched = not self.watched
             self.feed.subscribe(Topic.FEATURES, wanted=self.watched)
         for event in self.feed.events(POLL_S):
@@ -152,7 +163,10 @@ class _Loop:
             self.beat()
             if isinstance(event.value, FeatureBatch):
                 self.live.take(event.value)
+                self.history.take(event.value)
             else:
+                if isinstance(event.value, AgentsDocument):
+                    self.history.describe(event.value)
                 self.broadcast.publish(event.topic, event.received_ns, event.value)
                 self.keeper.take(event.value, self.feed.counters.documents_missed)
         for request in (*self.keeper.requests(time.time_ns()), *self.asking.requests()):

@@ -31,6 +31,7 @@ from interlatent_live.cli import (
     reproduce,
     services,
     transcoders,
+    users,
     watch,
     zoo,
 )
@@ -73,6 +74,7 @@ app.add_typer(query.app)
 app.add_typer(alerts.app)
 app.add_typer(intervene.app)
 app.add_typer(audit.app)
+app.add_typer(users.app)
 app.add_typer(claims.app)
 app.command()(incident.incident)
 app.command()(recordings.inspect)

@@ -104,6 +104,7 @@ def up(config: ConfigOption = None, assign: SetOption = None) -> None:
     A service that dies comes back with growing pauses, and what it missed is counted. Point agents
     at endpoints.agents, then look with `interlatent-live watch`. Ctrl-C stops everything.
     """
+    from interlatent_live.console.sessions import login_address
     from interlatent_live.engine.launch import service_specs
     from interlatent_live.engine.local import LocalEngine
     from interlatent_live.engine.port import wait_ready, wait_until_one_fails
@@ -118,8 +119,8 @@ def up(config: ConfigOption = None, assign: SetOption = None) -> None:
                 engine.start(spec)
             wait_ready(engine, [spec.name for spec in specs], timeout_s=120.0)
             print(f"up: agents connect to {settings.endpoints.agents}; look at")
-            print(f"  http://{settings.console.http}")
-            print("or in a terminal with")
+            print(f"  {login_address(settings)}")
+            print("(which logs you in, once; what follows # is secret) or in a terminal with")
             print("  interlatent-live watch")
             print("Ctrl-C stops everything", flush=True)
             wait_until_one_fails(engine)

@@ -30,12 +30,14 @@ from fastapi.exceptions import RequestValidationError
 from interlatent_live import __version__
 from interlatent_live.console.access import Access, Caller, DeniedError, denied_response
 from interlatent_live.console.asking import NotAnsweredError
+from interlatent_live.console.audit_view import router as audit_router
 from interlatent_live.console.bodies import (  # noqa: TC001 - FastAPI reads annotations
     ClaimBody,
     CorrectionBody,
     WordingBody,
 )
 from interlatent_live.console.built_page import built_page, page_router
+from interlatent_live.console.comparison import router as comparison_router
 from interlatent_live.console.control_routes import ControlDoor
 from interlatent_live.console.control_routes import router as control_router
 from interlatent_live.console.feed_socket import serve_feed
@@ -55,8 +57,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from interlatent_live.console.asking import Asking
+    from interlatent_live.console.audit_view import AuditView
     from interlatent_live.console.broadcast import Broadcast
     from interlatent_live.console.control_link import ControlLink
+    from interlatent_live.console.history import StepHistory
     from interlatent_live.console.sessions import Sessions
     from interlatent_live.queries.client import StatisticsClient
     from interlatent_live.store import ClaimStore
@@ -87,6 +91,10 @@ class Sources:
     """Who is logged in; None: nobody can log in."""
     control: ControlLink | None = None
     """The way to the control service; None: nobody commands from here."""
+    audit: AuditView | None = None
+    """What was done; None: it is not shown."""
+    history: StepHistory | None = None
+    """What metrics were around interventions; None: it is not kept."""
 
 
 def make_app(sources: Sources) -> FastAPI:
@@ -108,6 +116,10 @@ def make_app(sources: Sources) -> FastAPI:
     app.include_router(session_router(access), prefix=PREFIX)
     if door is not None:
         app.include_router(control_router(door, access), prefix=PREFIX)
+    if sources.audit is not None:
+        app.include_router(audit_router(sources.audit), prefix=PREFIX)
+    if sources.history is not None:
+        app.include_router(comparison_router(sources.history), prefix=PREFIX)
     app.include_router(statistics_router(sources.statistics), prefix=f"{PREFIX}/statistics")
     app.include_router(_live(sources.live, door), prefix=PREFIX)
     app.include_router(page_router(built_page()))

@@ -56,8 +56,8 @@ class HttpServer:
         host, port = split_address(address)
         if not is_loopback(host):
             raise UserError(
-                f"console.http ({address}) is open to other machines, and the console has no "
-                "logins: use 127.0.0.1 and reach it through an SSH tunnel"
+                f"console.http ({address}) is open to other machines, and reading needs no "
+                "login: use 127.0.0.1 and reach it through an SSH tunnel"
             )
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._socket = socket.create_server((host, port), family=family, backlog=BACKLOG)

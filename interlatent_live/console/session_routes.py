@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import TYPE_CHECKING, Annotated, Final, Self
 
 import msgspec
@@ -14,6 +15,8 @@ from interlatent_live.console.sessions import COOKIE, LASTS_S, matches
 from interlatent_live.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from interlatent_live.console.access import Access
     from interlatent_live.console.sessions import Begun
 
@@ -44,10 +47,10 @@ class LoginDesk:
     with the right token are never held up: nobody can be locked out by somebody else's guessing.
     """
 
-    def __init__(self, access: Access) -> None:
+    def __init__(self, access: Access, clock: Callable[[], float] = time.monotonic) -> None:
         self._access = access
-        self._names = RateLimit(1 / 12, 5)
-        self._all = RateLimit(1.0, 20)
+        self._names = RateLimit(1 / 12, 5, clock)
+        self._all = RateLimit(1.0, 20, clock)
         self._turn = asyncio.Lock()
         self._waiting = 0
 

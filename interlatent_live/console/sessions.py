@@ -23,6 +23,7 @@ import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Final
 
+from interlatent_live.console.secrets import load_token, state_folder
 from interlatent_live.console.users import Users, read_private, replace_private
 from interlatent_live.control.wire import Role
 from interlatent_live.errors import UserError
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from interlatent_live.config import Settings
     from interlatent_live.console.users import User
 
 FILE_NAME: Final = "sessions.json"
@@ -186,6 +188,16 @@ def one_time_code(token: str, now_s: float | None = None) -> str:
     """A code that logs its bearer in once, within a quarter of an hour."""
     until = int((time.time() if now_s is None else now_s) + CODE_LASTS_S)
     return _sign(token, f"{until}.{secrets.token_urlsafe(12)}")
+
+
+def login_address(settings: Settings) -> str:
+    """The page's address with a one-time code, which browsers keep to themselves (a fragment).
+
+    Raises:
+        UserError: when there is no token and none can be made.
+    """
+    code = one_time_code(load_token(state_folder(settings)))
+    return f"http://{settings.console.http}/#login={code}"
 
 
 def token_actor() -> str:

@@ -213,7 +213,7 @@ def replace_private(file: Path, text: str) -> None:
 
 def _read(file: Path) -> dict[str, User]:
     try:
-        table = tomllib.loads(read_private(file, LARGEST_FILE).decode())["users"]
+        table = tomllib.loads(read_private(file, LARGEST_FILE).decode()).get("users", {})
         users = {
             name: User(name, Role(entry["role"]), str(entry["password"]))
             for name, entry in table.items()

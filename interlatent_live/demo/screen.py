@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import html
+import tempfile
 import time
 import webbrowser
+from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
@@ -38,6 +41,8 @@ class LiveScreen:
         self._settings = settings
         self._open_page = open_page
         self._drawn = 0.0
+        # Private to this user; gone with the screen.
+        self._folder = tempfile.TemporaryDirectory(prefix="interlatent-demo-page-")
 
     def __enter__(self) -> Self:
         self._console.print(
@@ -56,6 +61,7 @@ class LiveScreen:
         trace: TracebackType | None,
     ) -> None:
         self._live.__exit__(kind, error, trace)
+        self._folder.cleanup()
 
     def starting(self, message: str) -> None:
         """Show what is being waited for."""
@@ -65,7 +71,7 @@ class LiveScreen:
         """Leave the console's address above the screen, and open its page if wanted."""
         self._live.console.print(_console_line(url), highlight=False)
         if self._open_page:
-            webbrowser.open(url)
+            self._open(url)
 
     def update(self, state: FeedState) -> None:
         """Redraw, if it is time."""
@@ -74,6 +80,13 @@ class LiveScreen:
             self._drawn = now
             room = room_for(self._console.height)
             self._live.update(render(state, room=room), refresh=True)
+
+    def _open(self, url: str) -> None:
+        """Open the page through a file of ours: what a browser is started with, everybody sees."""
+        page = Path(self._folder.name) / "open.html"
+        target = html.escape(url, quote=True)
+        page.write_text(f'<meta http-equiv="refresh" content="0;url={target}">', encoding="utf-8")
+        webbrowser.open(page.as_uri())
 
     def _unusual_feeds(self) -> tuple[str, ...]:
         from interlatent_live.config import EndpointSettings  # noqa: PLC0415 - only for this line

@@ -146,5 +146,5 @@ def test_the_end_does_not_wait_for_open_feeds(broadcast):
 @pytest.mark.parametrize("address", ["0.0.0.0:0", "192.0.2.1:28480", "[::]:0", "somewhere:1"])
 def test_it_listens_on_this_machine_only(broadcast, address):
     app = make_app(Sources(None, broadcast, LiveHub(), Asking(), "t", None, dict))
-    with pytest.raises(UserError, match="has no logins: use 127"):
+    with pytest.raises(UserError, match="needs no login: use 127"):
         HttpServer(app, address, [broadcast], feeds=1)

@@ -21,8 +21,9 @@ class RunningConsole:
     """Serves while it is entered; ``answer`` says what the explainer says to a request."""
 
     def __init__(
-        self, folder, *, address="127.0.0.1:0", most_events=50, control=None, sessions=None
-    ):
+        self, folder, *, address="127.0.0.1:0", most_events=50, control=None, sessions=None,
+        audit=None,
+    ):  # fmt: skip
         self.store = open_store(f"sqlite:///{folder}/store.sqlite3")
         self.broadcast = Broadcast(most_events=most_events)
         self.asking = Asking()
@@ -31,7 +32,7 @@ class RunningConsole:
         live = LiveHub()
         sources = Sources(
             self.store, self.broadcast, live, self.asking, TOKEN, None, self._health,
-            sessions, control,
+            sessions, control, audit,
         )  # fmt: skip
         self._control = control
         endless = (self.broadcast, live) if control is None else (self.broadcast, live, control)
