@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from interlatent_live.config import Settings
     from interlatent_live.explanations.requests import Answer, Request
     from interlatent_live.services.publishing import FeedPublisher
+    from interlatent_live.services.receiver_service import Losses
     from interlatent_live.stream import FeatureBatch, Manifest
 
 IDLE_S = 0.02
@@ -64,8 +65,8 @@ def serve(settings: Settings) -> None:
         shell.requests = requests
         try:
             claims = shell.prepare()
-            if shell.words is not None:
             shell.metrics = ExplainerMetrics(lambda: shell.evidence_bytes, runtime.registry)
+            if shell.words is not None:
                 WriterMetrics(shell.words.costs, runtime.registry)
             runtime.ready(writer=shell.writer, claims_prepared=claims)
             with shell:
@@ -113,15 +114,16 @@ class ExplainerShell:
             writer=self.writer,
             words=self._words is not None,
             clock=time.time_ns,
+            cost_of=self._words.cost_of if self._words else lambda _: None,
         )
         self._events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._processed: deque[str] = deque()
         self._documents: deque[ClaimsDocument | NarrationDocument] = deque(maxlen=1000)
         self.requests: RequestSocket | None = None
-        self._answers: deque[Answer] = deque()
         self.metrics: ExplainerMetrics | None = None
-        self._costs_due = 0.0
+        self._answers: deque[Answer] = deque()
         self._evidence_bytes = 0
+        self._costs_due = 0.0
         self._stop = threading.Event()
         self._crash: BaseException | None = None
         self._worker = threading.Thread(target=self._think, name="think", daemon=True)
@@ -131,12 +133,12 @@ class ExplainerShell:
         """Who asks a language model; None with the built-in writer."""
         return self._words
 
-    def prepare(self) -> int:
     @property
     def evidence_bytes(self) -> int:
         """Bytes of all rows that are held, as the worker last counted them."""
         return self._evidence_bytes
 
+    def prepare(self) -> int:
         """Propose claims from the configured calibration; returns how many there are."""
         return self._core.prepare()
 
@@ -178,15 +180,15 @@ class ExplainerShell:
         """A run ended."""
         self._events.put(lambda: self._core.goodbye(boot_id))
 
-    def turn(self, feed: FeedPublisher, lost: Mapping[str, Mapping[str, int]]) -> list[str]:
+    def turn(self, feed: FeedPublisher, lost: Losses) -> list[str]:
         """Publish what the worker found; returns the streams whose oldest rows are done with."""
         del lost  # claims are scored on what arrived; the correlator shows what did not
         self._pass_requests_on()
         while self._documents:
             document = self._documents.popleft()
-            if isinstance(document, ClaimsDocument):
             if self.metrics is not None:
                 self.metrics.note(document)
+            if isinstance(document, ClaimsDocument):
                 key = f"{document.run_id}/{document.hook_point}"
                 feed.documents(Topic.CLAIMS, document, key=key)
             else:
@@ -220,9 +222,9 @@ class ExplainerShell:
                 self._words_in_and_out()
                 found = self._core.work()
                 self._documents.extend(found)
-        except BaseException as error:  # noqa: BLE001 - raised again on the loop's thread
                 if found:
                     self._evidence_bytes = self._core.evidence_bytes
+        except BaseException as error:  # noqa: BLE001 - raised again on the loop's thread
             self._crash = error
 
     def _take_in(self) -> None:

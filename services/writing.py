@@ -15,10 +15,9 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from interlatent_live.explanations.budget import Budget, BudgetError, Limits
+from interlatent_live.explanations.budget import Budget, Limits
 from interlatent_live.explanations.detection import Detection, detect
 from interlatent_live.explanations.scheduling import DraftCache, WriterQueue
-from interlatent_live.explanations.scores import Interval
 from interlatent_live.explanations.writers import LlmWriter, Usage, make_writer
 from interlatent_live.feed.documents import ClaimCost, CostsDocument
 from interlatent_live.logs import get_logger
@@ -44,7 +43,10 @@ LEAST_RATE_S = 60.0
 class _Ledger:
     """What wording has cost; written on the writing thread, read on another."""
 
-    by_claim: dict[str, Usage] = field(default_factory=dict)
+    worded: dict[str, Usage] = field(default_factory=dict)
+    """By feature address, for its words."""
+    judged: dict[str, Usage] = field(default_factory=dict)
+    """By feature address, for second opinions on them."""
     refused: Counter[str] = field(default_factory=Counter)
     recent: deque[tuple[float, float]] = field(default_factory=deque)
     """(monotonic time, dollars) of the last hour."""
@@ -150,10 +152,10 @@ class WriterThread:
         """What was spent since the start, by claim and over the last hour."""
         now = time.monotonic()
         with self._lock:
-            by_claim = dict(self._ledger.by_claim)
+            worded, judged = dict(self._ledger.worded), dict(self._ledger.judged)
             refused = dict(self._ledger.refused)
             recent = sum(dollars for at, dollars in self._ledger.recent if at > now - HOUR_S)
-        spent, price = self._budget.spent, self._budget.price
+        spent = self._budget.spent
         lived = min(now - self._born, HOUR_S)
         return CostsDocument(
             writer=self.name,
@@ -166,16 +168,31 @@ class WriterThread:
             dollars_per_hour=recent * HOUR_S / lived if lived >= LEAST_RATE_S else None,
             refused=refused,
             claims=[
-                ClaimCost(
-                    address,
-                    usage.requests,
-                    usage.input_tokens,
-                    usage.output_tokens,
-                    price.of(usage),
-                )
-                for address, usage in sorted(by_claim.items())
+                self._cost(address, worded.get(address, Usage()), judged.get(address, Usage()))
+                for address in sorted({*worded, *judged})
             ],
             published_ns=time.time_ns(),
+        )
+
+    def cost_of(self, address: str) -> ClaimCost | None:
+        """What one claim has cost so far, wording and second opinions; None before any request."""
+        with self._lock:
+            worded = self._ledger.worded.get(address)
+            judged = self._ledger.judged.get(address)
+        if worded is None and judged is None:
+            return None
+        return self._cost(address, worded or Usage(), judged or Usage())
+
+    def _cost(self, address: str, worded: Usage, judged: Usage) -> ClaimCost:
+        both, price = worded.plus(judged), self._budget.price
+        return ClaimCost(
+            address,
+            both.requests,
+            both.input_tokens,
+            both.output_tokens,
+            price.of(both),
+            opinion_requests=judged.requests,
+            opinion_dollars=price.of(judged),
         )
 
     def stop(self) -> None:
@@ -216,27 +233,33 @@ class WriterThread:
     async def _write(self, key: Key, profile: FeatureProfile) -> None:
         draft = await self._writer.write(profile)
         address = str(profile.address)
-        with self._lock:
-            ledger, now = self._ledger, time.monotonic()
-            ledger.by_claim[address] = ledger.by_claim.get(address, Usage()).plus(draft.usage)
-            ledger.recent.append((now, self._budget.price.of(draft.usage)))
-            while ledger.recent[0][0] <= now - HOUR_S:
-                ledger.recent.popleft()
-            if draft.fallback_reason and draft.usage.requests == 0:
-                ledger.refused[_word(draft.fallback_reason)] += 1
+        self._book(self._ledger.worded, address, draft.usage)
+        if draft.fallback_reason and draft.usage.requests == 0:
+            self._refused(_word(draft.fallback_reason))
         if draft.fallback_reason:
             self._log.warning("fell back", reason=draft.fallback_reason)
         self._cache.put(self.name, profile, draft)
         self._done.append((key, draft))
 
     async def _judge(self, key: Key, claim: Claim, held_out: Evidence) -> None:
-        try:
-            found = await detect(self._writer, claim, held_out)
-        except BudgetError as error:
-            with self._lock:
-                self._ledger.refused["limit"] += 1
-            found = Detection(Interval(None, reason=str(error)), 0, 0, 0, self.name)
+        found = await detect(self._writer, claim, held_out)
+        if found.usage.requests:
+            self._book(self._ledger.judged, str(claim.address), found.usage)
+        if found.refused:
+            self._refused("limit")
         self._opinions.append((key, claim.version, found))
+
+    def _book(self, to: dict[str, Usage], address: str, usage: Usage) -> None:
+        with self._lock:
+            recent, now = self._ledger.recent, time.monotonic()
+            to[address] = to.get(address, Usage()).plus(usage)
+            recent.append((now, self._budget.price.of(usage)))
+            while recent[0][0] <= now - HOUR_S:
+                recent.popleft()
+
+    def _refused(self, word: str) -> None:
+        with self._lock:
+            self._ledger.refused[word] += 1
 
     async def _close(self) -> None:
         current = asyncio.current_task()

@@ -50,9 +50,13 @@ class WriterMetrics(Collector):
         if costs.claims:
             yield GaugeMetricFamily(
                 f"{PREFIX}_dollars_per_claim",
-                "Mean over the claims that were worded.",
+                "Mean over the claims that a model worded or judged.",
                 value=costs.dollars / len(costs.claims),
             )
+        opinions = sum(claim.opinion_dollars for claim in costs.claims)
+        yield CounterMetricFamily(
+            f"{PREFIX}_opinion_dollars", "US dollars spent on second opinions.", value=opinions
+        )
         refused = CounterMetricFamily(
             f"{PREFIX}_refused", "Requests that were not sent, by reason.", labels=["reason"]
         )

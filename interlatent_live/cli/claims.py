@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         Claim,
         ClaimText,
         ConsoleClient,
+        Cost,
         Recent,
         SecondOpinion,
         Version,
@@ -291,6 +292,7 @@ def _text_rows(text: ClaimText) -> list[tuple[str, str]]:
         *_recent(text.recent),
         *_opinion(text.second_opinion),
         ("writer", text.writer),
+        *_cost(text.cost),
     ]
     if text.precision is not None:
         rows.append(("precision", f"{text.precision:.2f}, recall {_two(text.recall)}"))
@@ -362,3 +364,12 @@ def _table(
         # Text, not markup: the words are other people's.
         table.add_row(*(Text(cell, style=STYLES.get(cell, "")) for cell in row))
     Console(highlight=False).print(table)
+
+
+def _cost(found: Cost | None) -> list[tuple[str, str]]:
+    if found is None or not found.requests:
+        return []
+    tokens = f"{found.input_tokens} + {found.output_tokens} tokens"
+    opinions = f", of it ${found.opinion_dollars:.4f} for second opinions"
+    said = f"${found.dollars:.4f} in {found.requests} requests, {tokens}"
+    return [("cost", said + (opinions if found.opinion_requests else ""))]

@@ -63,6 +63,18 @@ class SecondOpinion(msgspec.Struct, frozen=True):
     failed: int
 
 
+class Cost(msgspec.Struct, frozen=True):
+    """What a language model's part in a claim has cost: words and second opinions."""
+
+    requests: int
+    input_tokens: int
+    output_tokens: int
+    dollars: float
+    opinion_requests: int
+    """Of the requests, those for second opinions."""
+    opinion_dollars: float
+
+
 class ClaimText(msgspec.Struct, frozen=True):
     """What is said of a feature, and what the stream says of that."""
 
@@ -90,8 +102,10 @@ class ClaimText(msgspec.Struct, frozen=True):
     clauses: list[dict[str, str]] = []
     recent: Recent | None = None
     second_opinion: SecondOpinion | None = None
+    cost: Cost | None = None
+    """Of all versions; None where no model was asked."""
     challenger: ClaimText | None = None
-    """A person's claim about the same feature that is being checked beside this one."""
+    """Another claim about the same feature that is being checked beside this one."""
 
 
 class Claim(msgspec.Struct, frozen=True, rename={"text": "document"}):

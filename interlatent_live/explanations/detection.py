@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from pydantic import ValidationError
 
+from interlatent_live.explanations.budget import BudgetError
 from interlatent_live.explanations.scores import Interval, balanced_accuracy_interval, unit_counts
 from interlatent_live.explanations.writers.answer import (
     AnswerError,
@@ -22,6 +23,7 @@ from interlatent_live.explanations.writers.answer import (
     schema_of,
 )
 from interlatent_live.explanations.writers.llm import CompletionError, Message, usable
+from interlatent_live.explanations.writers.port import Usage
 from interlatent_live.explanations.writers.prompt import as_data, delimited, load_prompt
 from interlatent_live.stream import Role
 
@@ -45,6 +47,10 @@ class Detection:
     """Requests that gave a usable answer."""
     failed: int
     judge: str
+    usage: Usage = Usage()  # noqa: RUF009 - a frozen value
+    """What asking has cost, answers that could not be used included."""
+    refused: str = ""
+    """Why a limit ended the asking; empty where none did."""
 
 
 async def detect(
@@ -52,17 +58,15 @@ async def detect(
 ) -> Detection:
     """Ask ``prompts`` times about fresh steps and score the guesses.
 
-    The predicate itself is not shown.
-
-    Raises:
-        BudgetError: when a limit refuses a request.
+    The predicate itself is not shown. Where a limit refuses a request, no more are asked, and the
+    guesses that came are scored.
     """
     random = np.random.default_rng([seed, claim.address.index])
     prompt, schema = load_prompt("detect"), schema_of(DetectAnswer)
     truth: list[NDArray[np.bool_]] = []
     guess: list[NDArray[np.bool_]] = []
     units: list[NDArray[np.int64]] = []
-    failed = 0
+    failed, usage, refused = 0, Usage(), ""
     for _ in range(prompts):
         rows, on = sample_steps(held_out, claim.address.index, STEPS_PER_PROMPT, random)
         if len(rows) == 0:
@@ -70,8 +74,16 @@ async def detect(
         text = delimited(prompt, _data(claim, held_out, rows))
         try:
             answer = await judge.ask(prompt.system, [Message("user", text)], schema, 300)
+        except BudgetError as error:
+            refused = str(error)
+            break
+        except CompletionError as error:
+            usage, failed = usage.plus(error.usage), failed + 1
+            continue
+        usage = usage.plus(answer.usage or Usage())
+        try:
             named = DetectAnswer.model_validate(read_json(usable(answer))).on
-        except (CompletionError, AnswerError, ValidationError):
+        except (AnswerError, ValidationError):
             failed += 1
             continue
         said = np.isin(np.arange(1, len(rows) + 1), named)
@@ -79,11 +91,13 @@ async def detect(
         guess.append(said)
         units.append(held_out.unit[rows].astype(np.int64))
     if not truth:
-        return Detection(Interval(None, reason="no usable answer"), 0, 0, failed, judge.name)
+        nothing = Interval(None, reason=refused or "no usable answer")
+        return Detection(nothing, 0, 0, failed, judge.name, usage, refused)
     all_units = np.concatenate(units)
     _, unit = np.unique(all_units, return_inverse=True)
     counts = unit_counts(np.concatenate(guess), np.concatenate(truth), unit, int(unit.max()) + 1)
-    return Detection(balanced_accuracy_interval(counts), len(unit), len(truth), failed, judge.name)
+    accuracy = balanced_accuracy_interval(counts)
+    return Detection(accuracy, len(unit), len(truth), failed, judge.name, usage, refused)
 
 
 def sample_steps(

@@ -3,7 +3,8 @@
 It does no I/O and starts nothing; a service feeds it and decides when the costly steps run. The
 order is: ``propose`` from a calibration recording (or from early episodes), ``search_null`` bit by
 bit, ``observe`` the live stream, ``rescore`` now and then, ``narrate`` every few seconds. Drafts
-from other writers and from people go through ``adopt`` and the same gate. Claims are scored only on
+of writers go through ``offer``, people's through ``challenge``, and all through the same gate: what
+stands is shown until something better is verified. Claims are scored only on
 episodes begun after their text was fixed; adjusted p-values are computed at declared looks, which
 are numbers of held-out episodes (6, 8, 12, 16, 24, 32, 48 …).
 """
@@ -41,7 +42,8 @@ from interlatent_live.explanations.sequential import (
 )
 from interlatent_live.explanations.verification import Verdict, judge
 from interlatent_live.explanations.writers import Draft, state_rule
-from interlatent_live.explanations.writers.builtin import label_of
+from interlatent_live.explanations.writers.builtin import BUILT_IN, label_of
+from interlatent_live.explanations.writers.person import by_person
 from interlatent_live.stream import FeatureAddress
 
 if TYPE_CHECKING:
@@ -55,7 +57,12 @@ if TYPE_CHECKING:
     from interlatent_live.stream import FeatureBatch, MetricSpec
 
 MOST_CHALLENGERS: Final = 16
-"""Claims checked beside those that stand; each costs looks at the null of its own."""
+"""Claims by people checked beside those that stand; each costs looks at the null of its own."""
+MOST_DRAFTS: Final = 32
+"""The same of writers; what they have more to say waits."""
+EPISODES_FOR_A_DRAFT: Final = 48
+"""Later episodes in which a writer's draft must have proved better, or it goes; a declared look."""
+_STANDING: Final = frozenset({Verdict.VERIFIED, Verdict.PENDING})
 _COPIES_NARRATED: Final = 64
 _LOOKS: Final = tuple(sorted({6 * 2**k for k in range(20)} | {8 * 2**k for k in range(20)}))
 
@@ -108,6 +115,8 @@ class Explainer:
         )
         self._claims: dict[int, Claim] = {}
         self._challengers: dict[int, Claim] = {}
+        self._spent: dict[int, int] = {}
+        """By feature, how often α was halved by challengers that are checked no longer."""
         self._rules: dict[int, Rule] = {}
         self._clock: dict[int, Rule] = {}
         self._null: NullModel | None = None
@@ -185,7 +194,7 @@ class Explainer:
                 kind=self.config.null,
             )
         self._claims, self._looked, self._watches, self._ledger_ns = {}, {}, {}, {}
-        self._challengers, self._recent = {}, {}
+        self._challengers, self._spent, self._recent = {}, {}, {}
         for rule in rules:
             self.adopt(rule.feature, state_rule(rule), now_ns)
         return self.claims
@@ -222,9 +231,9 @@ class Explainer:
         return replace(profile, previous=failed)
 
     def adopt(self, feature: int, draft: Draft, now_ns: int) -> Claim:
-        """Make a draft the feature's newest claim; its held-out ledger starts now.
+        """Make a draft the feature's newest claim at once; its held-out ledger starts now.
 
-        A draft by a person or a model goes through the same gate as the built-in's.
+        For a feature that has no claim worth keeping; :meth:`offer` looks whether it has one.
         """
         claim = self._made(feature, draft, now_ns)
         self._claims[feature] = claim
@@ -233,8 +242,43 @@ class Explainer:
         self._recent.pop(feature, None)
         return claim
 
+    def offer(self, feature: int, draft: Draft, now_ns: int) -> Claim | None:
+        """Take in a writer's draft, beside the claim that stands where that holds or still may.
+
+        A claim that failed, was withdrawn or abstained has nothing to lose and is replaced now.
+
+        Returns:
+            What was made of the draft; None where no place is free, see :meth:`takes_drafts`.
+
+        Raises:
+            UserError: when the feature has no claim.
+        """
+        if not self.takes_drafts(feature):
+            return None
+        if not _stands(self._claims[feature]):
+            return self.adopt(feature, draft, now_ns)
+        claim = self._made(feature, draft, now_ns)
+        self._challengers[feature] = claim
+        return claim
+
+    def takes_drafts(self, feature: int) -> bool:
+        """Whether a writer's draft for a feature could be checked now.
+
+        It cannot be checked beside a claim that stands while a person's is, or ``MOST_DRAFTS``
+        others of writers are.
+
+        Raises:
+            UserError: when the feature has no claim.
+        """
+        if not _stands(self._claim(feature)):
+            return True
+        rival = self._challengers.get(feature)
+        if rival is not None:
+            return not by_person(rival.writer)
+        return sum(not by_person(one.writer) for one in self.challengers) < MOST_DRAFTS
+
     def challenge(self, feature: int, draft: Draft, now_ns: int) -> Claim:
-        """Check a draft beside the claim that stands, whose place it takes once it is better.
+        """Check a person's claim beside the one that stands, whose place it takes once better.
 
         It has a held-out ledger of its own from now on and is judged like any claim; at a rescoring
         that finds it verified, and the claim that stands not verified or less accurate on the same
@@ -244,11 +288,16 @@ class Explainer:
             UserError: when the feature has no claim, or too many are being checked.
         """
         self._claim(feature)
-        if feature not in self._challengers and len(self._challengers) >= MOST_CHALLENGERS:
-            raise UserError(
-                f"{MOST_CHALLENGERS} claims by people are being checked at {self.hook_point} "
-                "already; wait until later episodes have judged some"
-            )
+        persons = [one for one in self.challengers if by_person(one.writer)]
+        others = [one for one in persons if one.address.index != feature]
+        if len(others) >= MOST_CHALLENGERS:
+            judged = [one for one in others if one.verdict is not Verdict.PENDING]
+            if not judged:
+                raise UserError(
+                    f"{MOST_CHALLENGERS} claims by people are being checked at {self.hook_point} "
+                    "already; wait until later episodes have judged some"
+                )
+            self._give_up(min(judged, key=lambda one: one.created_ns))
         claim = self._made(feature, draft, now_ns)
         self._challengers[feature] = claim
         return claim
@@ -268,7 +317,9 @@ class Explainer:
             version=max((one.version + 1 for one in known), default=0),
             created_ns=int(now_ns),
             # Whoever tries again spends of the same α, whether it is a rewrite or a challenge.
-            rewrites=max((one.rewrites + _was_scored(one) for one in known), default=0),
+            rewrites=max(
+                [self._spent.get(feature, 0), *(one.rewrites + _was_scored(one) for one in known)]
+            ),
             expected_effect=draft.expected_effect,
             confidence=draft.confidence,
             density=None if old is None else old.density,
@@ -282,7 +333,8 @@ class Explainer:
     def prune(self, feature: int, now_ns: int) -> Claim | None:
         """Drop what the held-out episodes do not support; a new version, or None if all is needed.
 
-        The shorter text has a ledger of its own, on episodes that begin from now on.
+        The shorter text has a ledger of its own, on episodes that begin from now on, and the longer
+        one stands until they have verified it. None, too, where no place is free to check it.
 
         Raises:
             UserError: when the feature has no claim.
@@ -292,7 +344,8 @@ class Explainer:
             return None
         held_out = self.evidence().begun_after(self._ledger_ns[feature])
         pruned = prune(claim.predicate, held_out, feature)
-        if not pruned.dropped:
+        rival = self._challengers.get(feature)
+        if not pruned.dropped or (rival is not None and rival.predicate == pruned.predicate):
             return None
         draft = Draft(
             label=label_of(pruned.predicate),
@@ -305,7 +358,7 @@ class Explainer:
             expected_effect=claim.expected_effect,
             confidence=claim.confidence,
         )
-        return self.adopt(feature, draft, now_ns)
+        return self.offer(feature, draft, now_ns)
 
     def set_effect(self, feature: int, effect: Interval) -> None:
         """Note a measured direct effect on the expected action; the next rescoring judges by it.
@@ -436,6 +489,7 @@ class Explainer:
     ) -> None:
         """Judge a challenger by its own ledger, and let it stand where it is better."""
         feature, held_out = claim.address.index, evidence.begun_after(claim.created_ns)
+        was_judged = claim.verdict is not Verdict.PENDING
         self._truths = {}
         claim = self._scored(claim, held_out)
         scores = claim.scores
@@ -444,26 +498,47 @@ class Explainer:
             judgement = self._judgement(claim, scores, stale)
             claim = claim.judged(judgement.verdict, judgement.reason, now_ns)
         self._challengers[feature] = claim
+        old = self._claims[feature]
         if claim.verdict is Verdict.VERIFIED and self._beats(claim, held_out):
             del self._challengers[feature]
-            old = self._claims[feature]
             self._claims[feature] = replace(
                 claim, density=old.density, history=(*old.history, claim.history[-1])
             )
             self._ledger_ns[feature] = claim.created_ns
             self._watches.pop(feature, None)
             self._recent.pop(feature, None)
+        elif (
+            was_judged  # so that its verdict was shown
+            and not by_person(claim.writer)
+            and held_out.n_units >= EPISODES_FOR_A_DRAFT
+        ):
+            self._give_up(claim)
         self._truths = {}
 
+    def _give_up(self, challenger: Claim) -> None:
+        """Check a challenger no longer; what it spent of α stays spent."""
+        feature = challenger.address.index
+        del self._challengers[feature]
+        self._spent[feature] = challenger.rewrites + _was_scored(challenger)
+
     def _beats(self, claim: Claim, held_out: Evidence) -> bool:
-        """Whether a verified challenger tells on from off better than the claim that stands."""
-        standing = self._claims[claim.address.index]
+        """Whether a verified challenger tells on from off better than the claim that stands.
+
+        Two more may take the place without being more accurate: a language model's words for the
+        built-in's rule, since words are what it is asked for, and what is left of the standing
+        predicate when clauses without support on these rows are dropped.
+        """
+        standing, feature = self._claims[claim.address.index], claim.address.index
         if standing.verdict is not Verdict.VERIFIED or standing.predicate is None:
             return True
         holds = self._truth(standing.predicate, held_out).holds
-        theirs = balanced_accuracy_of(held_out, claim.address.index, holds).value
+        theirs = balanced_accuracy_of(held_out, feature, holds).value
         ours = None if claim.scores is None else claim.scores.balanced_accuracy.value
-        return ours is not None and (theirs is None or ours > theirs)
+        if ours is None or theirs is None or ours > theirs:
+            return ours is not None
+        if claim.predicate == standing.predicate:
+            return standing.writer == BUILT_IN and not by_person(claim.writer)
+        return claim.predicate == prune(standing.predicate, held_out, feature).predicate
 
     def _with_p(self, claim: Claim, null: NullResult | None) -> Claim:
         """With its adjusted p against a look at the null, where there is one."""
@@ -693,6 +768,11 @@ def _events(
 ) -> tuple[Events, Events]:
     """What speaks of a claim; ``holds`` [n] says where its predicate does."""
     return claim_events(evidence.on(feature), holds, evidence.scored, evidence, limits)
+
+
+def _stands(claim: Claim) -> bool:
+    """Whether a claim holds, or still may; what failed has nothing to lose."""
+    return claim.predicate is not None and claim.verdict in _STANDING
 
 
 def _was_scored(claim: Claim) -> bool:

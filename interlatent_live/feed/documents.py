@@ -259,13 +259,16 @@ class AlertsDocument(msgspec.Struct, frozen=True):
 
 
 class ClaimCost(msgspec.Struct, frozen=True):
-    """What the wording of one claim has cost so far."""
+    """What a language model's part in one claim has cost so far: words and second opinions."""
 
     address: str
     requests: int
     input_tokens: int
     output_tokens: int
     dollars: float
+    opinion_requests: int = 0
+    """Of the requests, those for second opinions."""
+    opinion_dollars: float = 0.0
 
 
 class CostsDocument(msgspec.Struct, frozen=True):

@@ -16,7 +16,12 @@ from interlatent_live.explanations.blocks import block_length
 from interlatent_live.explanations.narrator import sentence_json
 from interlatent_live.explanations.scheduling import importance
 from interlatent_live.explanations.writers import BuiltInWriter
-from interlatent_live.feed.documents import ClaimsDocument, NarrationDocument, NarrationLine
+from interlatent_live.feed.documents import (
+    ClaimCost,
+    ClaimsDocument,
+    NarrationDocument,
+    NarrationLine,
+)
 from interlatent_live.stream import EPISODE_END, FeatureAddress
 
 if TYPE_CHECKING:
@@ -50,6 +55,8 @@ class Pace:
     rescore_s: float = 2.0
     narrate_s: float = 4.0
     null_draws_at_once: int = 4
+    null_s: float = 0.005
+    """After so long no further draw is begun, since rows wait meanwhile."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,6 +122,7 @@ class ExplainerCore:
         writer: name of the writer shown with the claims.
         words: whether drafts are asked of a language model (:meth:`profiles_to_write`).
         clock: wall clock in ns since the epoch.
+        cost_of: what a claim's words have cost, by feature address.
     """
 
     def __init__(
@@ -126,8 +134,10 @@ class ExplainerCore:
         writer: str,
         words: bool,
         clock: Callable[[], int],
+        cost_of: Callable[[str], ClaimCost | None] = lambda _: None,
     ) -> None:
         self._config = config
+        self._cost_of = cost_of
         self._calibrations = calibrations
         self._pace = pace
         self._writer = writer
@@ -320,10 +330,13 @@ class ExplainerCore:
 
     def _search_null(self, explainer: Explainer) -> bool:
         """Search a few more draws; whether there were any to search."""
-        if explainer.null_draws_done >= self._config.null_draws:
-            return False
-        before = explainer.null_draws_done
-        explainer.search_null(self._pace.null_draws_at_once)
+        before, until = explainer.null_draws_done, self._clock() + self._pace.null_s * SECOND_NS
+        for _ in range(self._pace.null_draws_at_once):
+            done = explainer.null_draws_done
+            if done < self._config.null_draws:
+                explainer.search_null(1)
+            if explainer.null_draws_done == done or self._clock() >= until:
+                break
         return explainer.null_draws_done > before
 
     def _next(self, began_ns: int, every_s: float) -> int:
@@ -365,7 +378,7 @@ class ExplainerCore:
                 index = claim.address.index
                 by_person = index in inquiry.wanted
                 new = index not in inquiry.asked and claim.verdict is not Verdict.ABSTAINED
-                if by_person or new:
+                if (by_person or new) and inquiry.explainer.takes_drafts(index):
                     weight = importance(claim.density or 0.0, _largest_effect(claim))
                     found.append((not by_person, -weight, run_id, hook_point, index))
         chosen = []
@@ -379,7 +392,7 @@ class ExplainerCore:
         return chosen
 
     def adopt(self, run_id: str, hook_point: str, feature: int, draft: Draft) -> None:
-        """Put a writer's draft through the gate: its held-out ledger starts now.
+        """Put a writer's draft through the gate, beside what stands until it is better.
 
         Where the writer failed or abstained, the rule that is there already says no less, and keeps
         its ledger.
@@ -389,11 +402,11 @@ class ExplainerCore:
             return
         if draft.fallback_reason or draft.predicate is None:
             return
-        for claim in inquiry.explainer.claims:
+        for claim in (*inquiry.explainer.claims, *inquiry.explainer.challengers):
             same = (claim.address.index, claim.writer, claim.predicate)
             if same == (feature, draft.writer, draft.predicate):
                 return  # asked for by a person too: saying it twice must not begin its ledger anew
-        inquiry.explainer.adopt(feature, draft, self._clock())
+        inquiry.explainer.offer(feature, draft, self._clock())
 
     def claim_to_judge(self) -> tuple[str, str, Claim, Evidence] | None:
         """A verified claim that no second opinion was asked of, with its held-out rows.
@@ -485,6 +498,7 @@ class ExplainerCore:
                     "eligible": one["eligible"],
                     **one["claim"],
                     "second_opinion": _opinion(inquiry, one["address"], one["claim"]["version"]),
+                    "cost": _cost_json(self._cost_of(one["address"])),
                 }
                 for one in report["features"]
             ],
@@ -541,6 +555,20 @@ def _opinion(inquiry: _Inquiry, address: str, version: int) -> dict[str, Any] | 
         "steps": found.steps,
         "answers": found.asked,
         "failed": found.failed,
+    }
+
+
+def _cost_json(cost: ClaimCost | None) -> dict[str, Any] | None:
+    """What a claim has cost; None where no model was asked."""
+    if cost is None:
+        return None
+    return {
+        "requests": cost.requests,
+        "input_tokens": cost.input_tokens,
+        "output_tokens": cost.output_tokens,
+        "dollars": cost.dollars,
+        "opinion_requests": cost.opinion_requests,
+        "opinion_dollars": cost.opinion_dollars,
     }
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from interlatent_live.errors import UserError
 from interlatent_live.explanations import Verdict
 from interlatent_live.explanations import explainer as module
+from interlatent_live.explanations.explainer import EPISODES_FOR_A_DRAFT
 from interlatent_live.explanations.planted import HOOK, Kind, Plan, plant
 from interlatent_live.explanations.predicates import parse, to_text
 from interlatent_live.explanations.writers.person import draft_by_person
@@ -130,6 +132,73 @@ def test_the_newest_challenger_of_a_feature_is_checked_and_there_are_not_too_man
         explainer.challenge(1, draft, 0)
     with pytest.raises(UserError, match=f"feature {HOOK}/99 has no claim"):
         explainer.challenge(99, draft, 0)
+
+
+def offer(explainer, stream, text, at, feature=FEATURE):
+    draft = replace(draft_by_person(text, stream.specs, person="ada"), writer="model")
+    return explainer.offer(feature, draft, time_of(stream.batches[at - 1]))
+
+
+def test_a_writer_s_draft_waits_beside_what_stands_and_replaces_what_failed(explainer, stream):
+    machine = standing(explainer)
+    assert machine.verdict is Verdict.PENDING
+    made = offer(explainer, stream, f"{truth(stream)} and {stream.specs[1].name} > 0", CALIBRATION)
+    assert (standing(explainer), explainer.challengers) == (machine, (made,))
+    watch(explainer, stream, CALIBRATION, CALIBRATION + EPISODES_FOR_A_DRAFT - 1)
+    assert explainer.challengers[0].verdict is Verdict.WEAK
+    watch(explainer, stream, CALIBRATION + EPISODES_FOR_A_DRAFT - 1, 90)
+    claim = standing(explainer)
+    assert (claim.version, claim.verdict, claim.rewrites) == (0, Verdict.VERIFIED, 0)
+    assert explainer.challengers == (), "it had its episodes"
+    assert [event.version for event in claim.history] == [0, 0]
+    again = offer(explainer, stream, truth(stream), 90)
+    assert (again.version, again.rewrites) == (1, 1), "what it spent of α stays spent"
+    wrong = say(explainer, stream, f"{stream.specs[1].name} > 0", 90, challenge=False)
+    assert offer(explainer, stream, truth(stream), 90) != wrong
+    assert standing(explainer) == wrong, "pending ones are left their episodes too"
+
+
+def test_a_withdrawn_claim_makes_way_at_once(explainer, stream):
+    say(explainer, stream, f"{stream.specs[1].name} > 0", CALIBRATION, challenge=False)
+    watch(explainer, stream, CALIBRATION, 90)
+    assert standing(explainer).verdict is not Verdict.VERIFIED
+    made = offer(explainer, stream, truth(stream), 90)
+    assert (standing(explainer), explainer.challengers) == (made, ())
+
+
+def test_a_model_s_words_for_the_built_in_s_rule_are_shown_once_they_are_verified(
+    explainer, stream
+):
+    made = offer(explainer, stream, to_text(standing(explainer).predicate), CALIBRATION)
+    watch(explainer, stream, CALIBRATION, 90)
+    claim = standing(explainer)
+    assert (claim.version, claim.writer) == (made.version, "model")
+    assert claim.verdict is Verdict.VERIFIED
+
+
+def test_writers_wait_for_persons_and_for_room(explainer, stream, monkeypatch):
+    say(explainer, stream, truth(stream), CALIBRATION)
+    assert not explainer.takes_drafts(FEATURE)
+    assert offer(explainer, stream, truth(stream), CALIBRATION) is None
+    assert explainer.challengers[0].writer == "person:ada"
+    monkeypatch.setattr(module, "MOST_DRAFTS", 1)
+    other, third = 1, 2
+    assert offer(explainer, stream, truth(stream), CALIBRATION, other) is not None
+    assert offer(explainer, stream, truth(stream), CALIBRATION, third) is None
+    assert explainer.takes_drafts(other), "a newer draft replaces its older one"
+    # People never wait for writers.
+    monkeypatch.setattr(module, "MOST_CHALLENGERS", 2)
+    draft = draft_by_person(truth(stream), stream.specs, person="ada")
+    assert explainer.challenge(other, draft, 0).writer == "person:ada"
+
+
+def test_people_s_claims_that_were_judged_make_room_for_others(explainer, stream, monkeypatch):
+    monkeypatch.setattr(module, "MOST_CHALLENGERS", 1)
+    say(explainer, stream, to_text(standing(explainer).predicate), CALIBRATION)
+    watch(explainer, stream, CALIBRATION, 90)
+    draft = draft_by_person(truth(stream), stream.specs, person="ada")
+    made = explainer.challenge(1, draft, 0)
+    assert explainer.challengers == (made,)
 
 
 def test_a_predicate_of_the_truth_is_a_threshold(stream):

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from interlatent_live.explanations.budget import Budget, Limits
 from interlatent_live.explanations.claims import Claim
 from interlatent_live.explanations.detection import detect, sample_steps
 from interlatent_live.explanations.evidence import collect_evidence
@@ -95,6 +96,16 @@ def test_unusable_answers_are_counted_not_scored(case):
     found, _ = run(case, "bad")
     assert (found.failed, found.asked) == (4, 0)
     assert found.balanced_accuracy.value is None
+    assert found.usage == Usage(40, 20, 4), "they cost the same"
+
+
+def test_what_a_limit_refuses_ends_the_asking_and_what_came_is_scored(case):
+    evidence, claim = case
+    writer = LlmWriter(Judge(evidence, claim, "good"), budget=Budget(Limits(requests_per_hour=2)))
+    found = asyncio.run(detect(writer, claim, evidence))
+    assert "2 requests an hour" in found.refused
+    assert (found.asked, found.usage.requests) == (2, 2)
+    assert found.balanced_accuracy.value > 0.9
 
 
 def test_sampled_steps_are_balanced_and_spread_over_episodes(case):

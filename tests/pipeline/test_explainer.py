@@ -9,6 +9,7 @@ from interlatent_live.explanations.evidence import collect_evidence
 from interlatent_live.explanations.predicates import parse
 from interlatent_live.explanations.writers import Draft
 from interlatent_live.feed.documents import (
+    ClaimCost,
     ClaimsDocument,
     NarrationDocument,
     document_payload,
@@ -172,11 +173,13 @@ def test_all_runs_together_hold_no_more_rows_than_one_limit_allows():
     assert len({one.run_id for one in documents if one.final}) == runs
 
 
-def test_a_model_is_asked_once_per_feature_and_its_draft_starts_a_new_ledger():
+def test_a_model_is_asked_once_per_feature_and_its_draft_is_checked_beside_what_stands():
     clock, documents = Clock(), []
-    explainer = core(clock, words=True)
+    explainer = core(clock, words=True, draws=99)
     explainer.prepare()
     explainer.hello(manifest(), {HOOK: TRANSCODER})
+    rows = [*episodes(41, start_ns=clock.ns + SECOND)]
+    drive(explainer, clock, rows[:1], documents)
     asked = explainer.profiles_to_write(10)
     assert (asked[0].run_id, asked[0].hook_point, asked[0].by_person) == ("run", HOOK, False)
     assert {one.profile.address.index for one in asked} >= {LEAN}
@@ -186,9 +189,41 @@ def test_a_model_is_asked_once_per_feature_and_its_draft_starts_a_new_ledger():
     guess = parse("lean > 0.8", manifest().metrics)
     draft = Draft("a guess", "A guess.", (), guess, "model", "sha256:prompt")
     explainer.adopt("run", HOOK, LEAN, draft)
-    drive(explainer, clock, episodes(10, start_ns=clock.ns + SECOND), documents)
-    claim = claim_of(finish(explainer, documents)[-1], LEAN)
-    assert (claim["writer"], claim["version"]) == ("model", 1)
+    documents.clear()
+    drive(explainer, clock, rows[1:], documents)
+    claims = [claim_of(one, LEAN) for one in finish(explainer, documents)]
+    # Until its words are verified the rule that was there is shown, and they are shown beside it.
+    first, last = claims[0], claims[-1]
+    assert (first["writer"], first["version"]) == ("built-in (no LLM)", 0)
+    assert (first["challenger"]["writer"], first["challenger"]["version"]) == ("model", 1)
+    assert (last["writer"], last["version"], last["verdict"]) == ("model", 1, "verified")
+    assert last["challenger"] is None
+    shown = [one["verdict"] for one in claims]
+    assert "verified" in shown
+    assert set(shown[shown.index("verified") :]) == {"verified"}, "never without a verified claim"
+
+
+def test_a_worse_draft_of_a_model_never_takes_the_place_of_a_verified_claim():
+    clock, documents = Clock(), []
+    explainer = core(clock, words=True)
+    explainer.prepare()
+    explainer.hello(manifest(), {HOOK: TRANSCODER})
+    drive(explainer, clock, episodes(40, start_ns=SECOND), documents)
+    worse = Draft("worse", "Worse.", (), parse("lean > 1.4", manifest().metrics), "model", "")
+    explainer.adopt("run", HOOK, LEAN, worse)
+    later = [*episodes(60, seed=3, start_ns=clock.ns + SECOND)]
+    for number, batch in enumerate(later):
+        batch.steps.episode[:] = 40 + number
+    before = len(documents)
+    drive(explainer, clock, later, documents)
+    finish(explainer, documents)
+    claims = [claim_of(d, LEAN) for d in documents[before:] if isinstance(d, ClaimsDocument)]
+    assert {(one["writer"], one["verdict"]) for one in claims} == {
+        ("built-in (no LLM)", "verified")
+    }
+    beside = [one["challenger"] for one in claims if one["challenger"]]
+    assert beside[-1]["verdict"] == "weak"
+    assert claims[-1]["challenger"] is None, "it had its episodes, and was not better"
 
 
 def test_what_a_person_asks_for_is_worded_first_and_the_same_words_twice_begin_nothing_anew():
@@ -196,6 +231,7 @@ def test_what_a_person_asks_for_is_worded_first_and_the_same_words_twice_begin_n
     explainer = core(clock, words=True)
     explainer.prepare()
     explainer.hello(manifest(), {HOOK: TRANSCODER})
+    drive(explainer, clock, episodes(1, start_ns=SECOND), [])
     least = explainer.profiles_to_write(10)[-1].profile.address.index
     explainer.word_first("run", HOOK, least)
     (first,) = explainer.profiles_to_write(10)
@@ -204,10 +240,10 @@ def test_what_a_person_asks_for_is_worded_first_and_the_same_words_twice_begin_n
     draft = Draft("a", "A.", (), parse("lean > 0.8", manifest().metrics), "model", "")
     for _ in range(2):
         explainer.adopt("run", HOOK, least, draft)
-    (claim,) = [
-        one for one in explainer.explainer("run", HOOK).claims if one.address.index == least
-    ]
-    assert claim.version == 1
+    worded = explainer.explainer("run", HOOK)
+    (claim,) = [one for one in (*worded.claims, *worded.challengers) if one.writer == "model"]
+    assert (claim.version, claim.address.index) == (1, least)
+    worded.adopt(least, draft, 0)
     with pytest.raises(UserError, match="was worded by model"):
         explainer.word_first("run", HOOK, least)
     with pytest.raises(UserError, match="has no claim"):
@@ -215,22 +251,25 @@ def test_what_a_person_asks_for_is_worded_first_and_the_same_words_twice_begin_n
     nobody = core(clock)
     nobody.prepare()
     nobody.hello(manifest(), {HOOK: TRANSCODER})
+    drive(nobody, clock, episodes(1, start_ns=SECOND), [])
     with pytest.raises(UserError, match="no language model words claims"):
         nobody.word_first("run", HOOK, LEAN)
 
 
 def test_what_a_model_adds_without_support_is_dropped_in_a_new_version():
     clock, documents = Clock(), []
-    explainer = core(clock, words=True)
+    explainer = core(clock, words=True, draws=99)
     explainer.prepare()
     explainer.hello(manifest(), {HOOK: TRANSCODER})
-    clock.ns = SECOND
+    rows = [*episodes(61, start_ns=SECOND)]
+    drive(explainer, clock, rows[:1], documents)
     both = parse("lean > 0.8 and speed > -50", manifest().metrics)
-    explainer.adopt("run", HOOK, LEAN, Draft("a guess", "A guess.", (), both, "model", ""))
-    drive(explainer, clock, episodes(60, start_ns=clock.ns + SECOND), documents)
+    guess = Draft("a guess", "A guess.", (), both, "model", "")
+    explainer.explainer("run", HOOK).adopt(LEAN, guess, clock.ns)
+    drive(explainer, clock, rows[1:], documents)
     claim = claim_of(finish(explainer, documents)[-1], LEAN)
     assert (claim["predicate"], claim["version"], claim["writer"]) == ("lean > 0.8", 2, "model")
-    assert claim["rewrites"] == 1, "its ledger began anew, at half of the α"
+    assert claim["rewrites"] == 2, "its ledger began anew, at half of the α"
     assert "1 clause(s) had no support" in claim["description"]
 
 
@@ -270,6 +309,55 @@ def test_a_second_opinion_is_asked_once_a_version_and_shown_with_that_version_on
         "balanced_accuracy_hi": 0.95, "reason": None, "steps": 80, "answers": 4, "failed": 0,
     }  # fmt: skip
     assert claim_of(documents[-1], LEAN)["verdict"] == "verified"
+
+
+class SlowClock(Clock):
+    """10 ms go by between two looks at it."""
+
+    def __call__(self):
+        self.ns += 10_000_000
+        return self.ns
+
+
+def test_rows_wait_for_one_slow_draw_of_the_null_and_not_for_several():
+    explainer = core(SlowClock())
+    explainer.prepare()
+    (prepared,) = explainer._prepared.values()
+    done = []
+    while not done or done[-1] < 29:
+        assert explainer.work() == []
+        done.append(prepared.null_draws_done)
+    assert done == list(range(1, 30))
+    quick = core(Clock())
+    quick.prepare()
+    quick.work()
+    (prepared,) = quick._prepared.values()
+    assert prepared.null_draws_done == Pace().null_draws_at_once
+
+
+def test_what_a_claim_has_cost_stands_on_it():
+    clock, documents = Clock(), []
+    lean = f"{HOOK}/{LEAN}@{TRANSCODER}"
+    cost = ClaimCost(lean, 5, 500, 100, 0.07, opinion_requests=4, opinion_dollars=0.05)
+    explainer = ExplainerCore(
+        ExplainerConfig(null_draws=0),
+        calibrations=calibrations_from([calibration()]),
+        pace=Pace(rescore_s=1.0, narrate_s=1.0),
+        writer="model",
+        words=True,
+        clock=clock,
+        cost_of=lambda address: cost if address == lean else None,
+    )
+    explainer.prepare()
+    explainer.hello(manifest(), {HOOK: TRANSCODER})
+    drive(explainer, clock, episodes(2, start_ns=SECOND), documents)
+    last = finish(explainer, documents)[-1]
+    assert claim_of(last, LEAN)["cost"] == {
+        "requests": 5, "input_tokens": 500, "output_tokens": 100, "dollars": 0.07,
+        "opinion_requests": 4, "opinion_dollars": 0.05,
+    }  # fmt: skip
+    others = [one["cost"] for one in last.claims if one["address"] != lean]
+    assert others == [None] * len(others)
 
 
 def test_rows_of_an_unknown_run_are_refused():

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
@@ -10,6 +11,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from interlatent_live.config import resolve
 from interlatent_live.errors import UserError
 from interlatent_live.explanations import Explainer
+from interlatent_live.explanations.budget import Limits, Price
 from interlatent_live.explanations.evidence import collect_evidence
 from interlatent_live.explanations.planted import HOOK, Kind, Plan, plant
 from interlatent_live.explanations.predicates import to_text
@@ -114,7 +116,7 @@ def test_a_second_opinion_is_asked_for_and_a_limit_refuses_it(priced, monkeypatc
             while not found and time.monotonic() < deadline:
                 found = writer.opinions()
                 time.sleep(0.01)
-            costs = writer.costs()
+            costs, cost = writer.costs(), writer.cost_of(str(claim.address))
         finally:
             writer.stop()
     ((key, version, opinion),) = found
@@ -125,9 +127,40 @@ def test_a_second_opinion_is_asked_for_and_a_limit_refuses_it(priced, monkeypatc
         assert (opinion.steps, opinion.balanced_accuracy.value) == (0, None)
         assert "limit" in opinion.balanced_accuracy.reason
         assert (costs.requests, costs.refused) == (0, {"limit": 1})
+        assert (costs.claims, cost) == ([], None)
     else:
         assert (opinion.asked, opinion.failed, costs.requests) == (4, 0, 4)
         assert 0 <= opinion.balanced_accuracy.value <= 1
+        # Booked on the claim, and the claims' costs add up to all that was spent.
+        assert costs.claims == [cost]
+        assert (cost.address, cost.requests, cost.opinion_requests) == (str(claim.address), 4, 4)
+        assert (cost.input_tokens, cost.output_tokens) == (costs.input_tokens, costs.output_tokens)
+
+
+def test_what_the_words_of_a_claim_and_the_opinions_of_them_cost_is_told_apart(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "x")
+    evidence, (claim, *_) = claims_and_rows()
+    worded = replace(profile(), address=claim.address)
+    with Server("500", *[{"on": [1, 2, 3]}] * 4) as llm:
+        writer = WriterThread(options("openai", llm.openai_url))
+        writer._budget.price = Price(10.0, 100.0)
+        writer._budget.limits = Limits(dollars=1.0)
+        writer.start()
+        try:
+            writer.ask(("run", "hook", 3), worded)
+            assert len(answers(writer, 1)) == 1
+            writer.judge(("run", "hook", 3), claim, evidence)
+            deadline = time.monotonic() + 20
+            while not writer.opinions() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            cost, costs = writer.cost_of(str(claim.address)), writer.costs()
+        finally:
+            writer.stop()
+    assert (cost.requests, cost.opinion_requests) == (5, 4)
+    assert cost.opinion_dollars == pytest.approx(4 * (100 * 10 + 20 * 100) / 1e6)
+    # The server never said what the failed request used, so that counts as the most it can be.
+    assert cost.dollars > 1.25 * cost.opinion_dollars
+    assert costs.dollars == pytest.approx(cost.dollars)
 
 
 def claims_and_rows():

@@ -65,6 +65,8 @@ class CompletionError(Exception):
         super().__init__(message)
         self.reason = reason
         self.retry_after_s = retry_after_s
+        self.usage = Usage()
+        """What was booked for the request; the most it may have used where nobody said."""
 
 
 class Completer(Protocol):
@@ -181,9 +183,12 @@ class LlmWriter:
         for attempt in range(2):
             try:
                 answer = await self.ask(prompt.system, conversation, schema, MAX_OUTPUT_TOKENS)
-            except (CompletionError, BudgetError) as error:
+            except BudgetError as error:
                 return replace(state_rule(profile.rule, str(error)), usage=usage)
-            usage = usage.plus(answer.usage or Usage(requests=1))
+            except CompletionError as error:
+                spent = usage.plus(error.usage)
+                return replace(state_rule(profile.rule, str(error)), usage=spent)
+            usage = usage.plus(answer.usage or Usage())
             try:
                 return read_claim(
                     usable(answer),
@@ -208,7 +213,7 @@ class LlmWriter:
         schema: dict[str, Any] | None,
         max_tokens: int,
     ) -> Completion:
-        """One guarded request.
+        """One guarded request; the completion's usage is what was booked for it.
 
         Raises:
             BudgetError: a limit refused it; nothing was sent.
@@ -224,21 +229,25 @@ class LlmWriter:
         except BudgetError:
             self.breaker.released()
             raise
-        usage: Usage | None = None
+        # What the server never said counts as the most it can have been.
+        usage = reservation.usage
         try:
             async with asyncio.timeout(self._deadline_s):
                 answer = await self._completer.complete(
                     system, messages, schema if self._structured else None, max_tokens
                 )
-            usage = answer.usage
+            usage = answer.usage or usage
         except TimeoutError as error:
             self.breaker.failed(self._clock())
-            raise CompletionError(
+            late = CompletionError(
                 "too slow", f"{self.name} did not answer within {self._deadline_s:g} s"
-            ) from error
+            )
+            late.usage = usage
+            raise late from error
         except CompletionError as error:
             if error.reason == "unsent":
                 usage = Usage()
+            error.usage = usage
             self.breaker.failed(self._clock(), error.retry_after_s)
             raise
         except asyncio.CancelledError:
@@ -247,7 +256,7 @@ class LlmWriter:
         finally:
             self.budget.settle(reservation, usage, self._clock())
         self.breaker.succeeded()
-        return answer
+        return replace(answer, usage=usage)
 
     async def aclose(self) -> None:
         """Close the completer."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from interlatent_live.errors import UserError
 from interlatent_live.explanations.claims import Clause, Support
@@ -15,6 +15,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from interlatent_live.stream import MetricSpec
+
+
+_MARK: Final = "person:"
+
+
+def by_person(writer: str) -> bool:
+    """Whether a writer's name is a person's."""
+    return writer.startswith(_MARK)
 
 
 def draft_by_person(
@@ -44,6 +52,6 @@ def draft_by_person(
         description=words or f"On when {to_english(predicate)}.",
         clauses=tuple(clauses),
         predicate=predicate,
-        writer=f"person:{name}",
+        writer=f"{_MARK}{name}",
         prompt_hash="",
     )
