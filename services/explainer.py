@@ -22,6 +22,7 @@ from interlatent_live.feed.documents import ClaimsDocument, NarrationDocument, T
 from interlatent_live.logs import get_logger
 from interlatent_live.pipeline.calibration import load_calibrations
 from interlatent_live.pipeline.explainer import ExplainerCore, Pace, calibrations_from
+from interlatent_live.pipeline.looks import load_looks
 from interlatent_live.services.explainer_metrics import ExplainerMetrics
 from interlatent_live.services.network import Network
 from interlatent_live.services.receiver_service import FeatureService
@@ -102,6 +103,9 @@ class ExplainerShell:
             )
         self.writer = self._words.name if self._words else "built-in (no LLM)"
         recordings = () if options.calibration is None else (options.calibration,)
+        looks = load_looks(options.looks) if options.looks else None
+        for run in () if looks is None else looks.incomplete:
+            self._log.warning("recorded looks are not all known: scored in its own time", run=run)
         self._core = ExplainerCore(
             ExplainerConfig(
                 null_draws=options.null_draws,
@@ -114,6 +118,7 @@ class ExplainerShell:
             writer=self.writer,
             words=self._words is not None,
             clock=time.time_ns,
+            looks=looks,
             cost_of=self._words.cost_of if self._words else lambda _: None,
         )
         self._events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()

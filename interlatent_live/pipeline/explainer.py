@@ -22,9 +22,11 @@ from interlatent_live.feed.documents import (
     NarrationDocument,
     NarrationLine,
 )
+from interlatent_live.pipeline.looks import LookKind, LookLog, RecordedLooks, cut_at
 from interlatent_live.stream import EPISODE_END, FeatureAddress
 
 if TYPE_CHECKING:
+    from collections import deque
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from interlatent_live.explanations import ExplainerConfig, Sentence
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from interlatent_live.explanations.evidence import Evidence
     from interlatent_live.explanations.profile import FeatureProfile
     from interlatent_live.explanations.writers import Draft
+    from interlatent_live.feed.documents import LookRecord
     from interlatent_live.stream import FeatureBatch, Manifest
 
     Document = ClaimsDocument | NarrationDocument
@@ -110,6 +113,13 @@ class _Inquiry:
     """Version of each feature's claim that a second opinion was asked of."""
     opinions: dict[int, tuple[int, Detection]] = field(default_factory=dict)
     """Version and second opinion, by feature."""
+    boot_id: str = ""
+    """Of the newest rows."""
+    looks: LookLog = field(default_factory=LookLog)
+    coming: deque[LookRecord] | None = None
+    """Looks that a replay has still to take; None: they are taken when the clock says so."""
+    untold: bool = False
+    """Whether claims changed by a look of a replay wait to be published."""
 
 
 class ExplainerCore:
@@ -123,6 +133,7 @@ class ExplainerCore:
         words: whether drafts are asked of a language model (:meth:`profiles_to_write`).
         clock: wall clock in ns since the epoch.
         cost_of: what a claim's words have cost, by feature address.
+        looks: of the recordings that are replayed; the time is then that of the rows.
     """
 
     def __init__(
@@ -135,6 +146,7 @@ class ExplainerCore:
         words: bool,
         clock: Callable[[], int],
         cost_of: Callable[[str], ClaimCost | None] = lambda _: None,
+        looks: RecordedLooks | None = None,
     ) -> None:
         self._config = config
         self._cost_of = cost_of
@@ -142,9 +154,15 @@ class ExplainerCore:
         self._pace = pace
         self._writer = writer
         self._words = words
-        self._clock = clock
+        self._looks = looks
+        self._newest_ns = 0
+        self._clock = clock if looks is None else lambda: self._newest_ns
         self._prepared: dict[str, Explainer] = {}
+        self._prepared_ns = 0
         self._manifests: dict[str, Manifest] = {}
+        # By run, the transcoder of each hook point that said hello. An inquiry begins with its
+        # first rows: an agent that never acts costs nothing, and takes no part of the memory.
+        self._announced: dict[str, dict[str, str]] = {}
         self._inquiries: dict[tuple[str, str], _Inquiry] = {}
 
     # -- before any run ----------------------------------------------------------------------------
@@ -154,13 +172,16 @@ class ExplainerCore:
 
         Returns the number of claims.
         """
+        if self._looks is not None:
+            return 0  # when they were proposed is recorded
+        self._prepared_ns = self._clock()
         for transcoder, calibration in self._calibrations.items():
-            self._prepared[transcoder] = self._calibrated(calibration)
+            self._prepared[transcoder] = self._calibrated(calibration, self._prepared_ns)
         return sum(len(explainer.claims) for explainer in self._prepared.values())
 
-    def _calibrated(self, calibration: Calibration) -> Explainer:
+    def _calibrated(self, calibration: Calibration, now_ns: int) -> Explainer:
         explainer = self._explainer(calibration.manifest, calibration.evidence.hook_point)
-        explainer.propose(calibration.evidence, self._clock())
+        explainer.propose(calibration.evidence, now_ns)
         return explainer
 
     def _explainer(self, manifest: Manifest, hook_point: str) -> Explainer:
@@ -192,25 +213,53 @@ class ExplainerCore:
             known = self._inquiries.get((manifest.run_id, hook_point))
             if known is not None and known.transcoder == transcoder:
                 known.ended = known.final = False
-                continue
-            self._begin(manifest, hook_point, transcoder)
+            else:
+                self._announced.setdefault(manifest.run_id, {})[hook_point] = transcoder
 
-    def _begin(self, manifest: Manifest, hook_point: str, transcoder: str) -> None:
+    def _begin_announced(self, batch: FeatureBatch, hook_point: str) -> None:
+        """Begin the inquiry of a hook point that said hello and whose first rows these are."""
+        announced = self._announced.get(batch.run_id)
+        manifest = self._manifests.get(batch.boot_id)
+        if announced is None or manifest is None or hook_point not in announced:
+            return
+        self._begin(manifest, hook_point, announced.pop(hook_point), batch.steps.first_seq)
+        if not announced:
+            del self._announced[batch.run_id]
+
+    def _begin(self, manifest: Manifest, hook_point: str, transcoder: str, first_seq: int) -> None:
+        coming = None
+        if self._looks is not None:
+            coming = self._looks.coming(manifest.run_id, hook_point, transcoder)
         calibration = self._calibrations.get(transcoder)
         fits = calibration is not None and calibration.manifest.metrics == manifest.metrics
-        explainer = self._prepared.pop(transcoder, None) if fits else None
-        if explainer is None and fits and calibration is not None:
-            explainer = self._calibrated(calibration)
-        if explainer is not None:
+        now_ns, explainer = self._prepared_ns, None
+        if coming and fits != (coming[0].seq <= first_seq):
+            coming = None  # proposed from another calibration, or from none
+        if fits and calibration is not None:
+            explainer = self._prepared.pop(transcoder, None)
+            if explainer is None:
+                now_ns = coming.popleft().at_ns if coming else self._clock()
+                explainer = self._calibrated(calibration, now_ns)
             explainer.acts_at(manifest.control_hz)
-        self._inquiries[manifest.run_id, hook_point] = _Inquiry(
+        inquiry = self._inquiries[manifest.run_id, hook_point] = _Inquiry(
             manifest,
             hook_point,
             transcoder,
             explainer or self._explainer(manifest, hook_point),
             calibrated=explainer is not None,
+            boot_id=manifest.boot_id,
+            next_seq=first_seq,
+            coming=coming,
         )
+        if explainer is not None:
+            self._note(inquiry, LookKind.PROPOSE, now_ns)
         self._share_memory()
+
+    def _note(self, inquiry: _Inquiry, kind: LookKind, now_ns: int, *, steps: int = 0) -> None:
+        draws = inquiry.explainer.null_draws_done
+        inquiry.looks.note(
+            kind, inquiry.boot_id, inquiry.next_seq, draws=draws, at_ns=now_ns, steps=steps
+        )
 
     def _share_memory(self) -> None:
         """One limit for all: what is over goes, and the rest have equal parts of it."""
@@ -228,21 +277,36 @@ class ExplainerCore:
             UserError: when the run was never announced, or its metrics do not fit.
         """
         for hook_point in batch.codes:
+            self._begin_announced(batch, hook_point)
             inquiry = self._inquiries.get((batch.run_id, hook_point))
             if inquiry is None:
                 raise UserError(f"features of run {batch.run_id} arrived before its manifest")
-            inquiry.explainer.observe(batch)
-            inquiry.next_seq = batch.steps.first_seq + len(batch.steps)
-            inquiry.unscored_rows += len(batch.steps)
-            inquiry.ended_episodes += int(((batch.steps.flags & EPISODE_END) != 0).sum())
-            if inquiry.first_row_ns is None and len(batch.steps):
-                inquiry.first_row_ns = int(batch.steps.time_ns[0])
+            if inquiry.coming is None:
+                self._observe(inquiry, batch)
+                continue
+            if batch.boot_id != inquiry.boot_id:
+                self._take_coming(inquiry)
+            for part in cut_at(batch, inquiry.coming):
+                self._observe(inquiry, part)
+                self._take_coming(inquiry, inquiry.next_seq)
+        if len(batch.steps):
+            self._newest_ns = max(self._newest_ns, int(batch.steps.time_ns.max()))
+
+    def _observe(self, inquiry: _Inquiry, batch: FeatureBatch) -> None:
+        inquiry.explainer.observe(batch)
+        inquiry.boot_id = batch.boot_id
+        inquiry.next_seq = batch.steps.first_seq + len(batch.steps)
+        inquiry.unscored_rows += len(batch.steps)
+        inquiry.ended_episodes += int(((batch.steps.flags & EPISODE_END) != 0).sum())
+        if inquiry.first_row_ns is None and len(batch.steps):
+            inquiry.first_row_ns = int(batch.steps.time_ns[0])
 
     def goodbye(self, boot_id: str) -> None:
         """A run ended: its claims get a last look."""
         manifest = self._manifests.pop(boot_id, None)
         if manifest is None:
             return
+        self._announced.pop(manifest.run_id, None)
         for (run_id, _), inquiry in self._inquiries.items():
             if run_id == manifest.run_id:
                 inquiry.ended = True
@@ -269,6 +333,8 @@ class ExplainerCore:
         """One unit for one inquiry; ``None`` when there is nothing to do for it now."""
         if inquiry.final:
             return None
+        if inquiry.coming is not None:
+            return self._follow_recorded(inquiry)
         self._split_endless(inquiry)
         if not inquiry.explainer.claims and not self._propose(inquiry):
             return self._finish(inquiry) if inquiry.ended else None
@@ -293,8 +359,12 @@ class ExplainerCore:
         if steps is None:
             inquiry.split_due_seq = inquiry.next_seq * 3 // 2
             return
+        self._split(inquiry, steps, self._clock())
+
+    def _split(self, inquiry: _Inquiry, steps: int, now_ns: int) -> None:
         inquiry.explainer.split_every(steps)
         inquiry.split_due_seq = -1
+        self._note(inquiry, LookKind.SPLIT, now_ns, steps=steps)
 
     def _follow(self, inquiry: _Inquiry) -> list[Document] | None:
         """Narrate, rescore or search the null, whichever is due."""
@@ -304,13 +374,65 @@ class ExplainerCore:
             inquiry.narrate_due_ns = self._next(now, self._pace.narrate_s)
             return narration
         if inquiry.unscored_rows and now >= inquiry.rescore_due_ns:
-            explainer.rescore(now)
-            self._prune(inquiry, now)
-            inquiry.unscored_rows = 0
+            self._rescore(inquiry, now)
             claims = self._claims(inquiry)
             inquiry.rescore_due_ns = self._next(now, self._pace.rescore_s)
             return [claims]
         return [] if self._search_null(explainer) else None
+
+    def _rescore(self, inquiry: _Inquiry, now_ns: int) -> None:
+        inquiry.explainer.rescore(now_ns)
+        self._prune(inquiry, now_ns)
+        inquiry.unscored_rows = 0
+        self._note(inquiry, LookKind.RESCORE, now_ns)
+
+    # -- what was recorded -------------------------------------------------------------------------
+
+    def _follow_recorded(self, inquiry: _Inquiry) -> list[Document] | None:
+        """Publish what the recorded looks came to; narrate in the time of the rows."""
+        now = self._clock()
+        if inquiry.ended:
+            self._take_coming(inquiry)
+            if not inquiry.final and not inquiry.coming:
+                # The recording ends before its last look.
+                self._search_null_to(inquiry, self._config.null_draws)
+                self._close(inquiry, now)
+            if not inquiry.final and not inquiry.untold:
+                return None  # the run goes on under another boot
+            inquiry.untold = False
+            return [*self._narration(inquiry), self._claims(inquiry)]
+        if inquiry.untold:
+            inquiry.untold = False
+            return [self._claims(inquiry)]
+        if inquiry.unscored_rows and now >= inquiry.narrate_due_ns:
+            inquiry.narrate_due_ns = self._next(now, self._pace.narrate_s)
+            return [*self._narration(inquiry)]
+        return None
+
+    def _take_coming(self, inquiry: _Inquiry, seq: int | None = None) -> None:
+        """Take the looks of this boot that were taken at ``seq`` rows; None: all of them."""
+        while inquiry.coming and inquiry.coming[0].boot_id == inquiry.boot_id:
+            look = inquiry.coming[0]
+            if seq is not None and (look.seq > seq or look.kind == LookKind.FINAL):
+                return
+            inquiry.coming.popleft()
+            self._search_null_to(inquiry, look.draws)
+            if look.kind == LookKind.PROPOSE:
+                inquiry.explainer.propose(inquiry.explainer.evidence(), look.at_ns)
+                self._note(inquiry, LookKind.PROPOSE, look.at_ns)
+            elif look.kind == LookKind.SPLIT:
+                self._split(inquiry, look.steps, look.at_ns)
+            elif look.kind == LookKind.RESCORE:
+                self._rescore(inquiry, look.at_ns)
+            elif look.kind == LookKind.FINAL:
+                self._close(inquiry, look.at_ns)
+            inquiry.untold = True
+
+    @staticmethod
+    def _search_null_to(inquiry: _Inquiry, draws: int) -> None:
+        missing = draws - inquiry.explainer.null_draws_done
+        if missing > 0:
+            inquiry.explainer.search_null(missing)
 
     def _prune(self, inquiry: _Inquiry, now_ns: int) -> None:
         """Drop the clauses of models and people that later episodes do not support, once a version.
@@ -346,11 +468,16 @@ class ExplainerCore:
 
     def _finish(self, inquiry: _Inquiry) -> list[Document]:
         """The last look at a run that has ended."""
-        inquiry.final, inquiry.final_ns = True, self._clock()
+        self._close(inquiry, self._clock())
         if not inquiry.explainer.claims:
             return [self._claims(inquiry)]
-        inquiry.explainer.rescore(self._clock(), last=True)
         return [*self._narration(inquiry), self._claims(inquiry)]
+
+    def _close(self, inquiry: _Inquiry, now_ns: int) -> None:
+        inquiry.final, inquiry.final_ns = True, now_ns
+        if inquiry.explainer.claims:
+            inquiry.explainer.rescore(now_ns, last=True)
+        self._note(inquiry, LookKind.FINAL, now_ns)
 
     def _propose(self, inquiry: _Inquiry) -> bool:
         """Propose from the first episodes, once there are enough (or no more will come)."""
@@ -359,7 +486,10 @@ class ExplainerCore:
         evidence = inquiry.explainer.evidence()
         if evidence.n_units < EPISODES_TO_PROPOSE_FROM:
             return False
-        inquiry.explainer.propose(evidence, self._clock())
+        now = self._clock()
+        inquiry.explainer.propose(evidence, now)
+        if inquiry.explainer.claims:
+            self._note(inquiry, LookKind.PROPOSE, now)
         return bool(inquiry.explainer.claims)
 
     # -- words -------------------------------------------------------------------------------------
@@ -513,6 +643,7 @@ class ExplainerCore:
             final=inquiry.final,
             published_ns=self._clock(),
             time_to_first_verified_s=_seconds(inquiry.first_row_ns, inquiry.first_verified_ns),
+            looks=inquiry.looks.newest(),
         )
 
     def _narration(self, inquiry: _Inquiry) -> Iterable[NarrationDocument]:
