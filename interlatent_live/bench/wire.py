@@ -4,11 +4,14 @@ One sender process and one receiver process over loopback TCP. *Ours* is the who
 encoded, counted in the ledger, sent under credit, received, decoded, checked against its manifest,
 counted, acknowledged. The message is 64 steps of two 64-wide float32 hook points and 12 float64
 metrics. *Bare* moves the same bytes with pyzmq alone and looks at none of them: as a message of the
-three arrays, which is the goal's reference, and, the least that ZeroMQ can do, as one frame.
+three arrays, which is the goal's reference, and, the least that ZeroMQ can do, as one frame. What
+any message costs that says what it holds stands beside ours: the same columns with a header, put
+together and taken apart, without checks, books, credit or acknowledgements.
 """
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import tempfile
 import time
@@ -16,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import msgpack  # type: ignore[import-untyped] # the package ships no types
 import numpy as np
 import zmq
 
@@ -55,6 +59,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from multiprocessing.process import BaseProcess
 
+    from numpy.typing import NDArray
+
     from interlatent_live.bench.report import BenchReport, BenchRow
     from interlatent_live.wire.clock import Now
     from interlatent_live.wire.receiver_link import HubInstruction
@@ -84,22 +90,26 @@ def run(*, quick: bool = False) -> BenchReport:
     """Rates of both, with and without CURVE, and the cost of the codec alone."""
     rounds, seconds = (2, 0.4) if quick else (5, 1.2)
     rows: list[BenchRow] = []
+    floors: list[BenchRow] = []
     with tempfile.TemporaryDirectory() as folder, progress_bar(2 * rounds + 1) as begin:
         keys = KeyDirectory(Path(folder) / "keys")
         keys.create("service", KeyRole.SERVICE)
         keys.create(AGENT, KeyRole.AGENT)
         for secured in (False, True):
             path = keys.path if secured else None
-            ours, arrays, frame = [], [], []
+            ours, arrays, frame, described = [], [], [], []
             # Interleaved, so that whatever else the machine does hits all alike.
             for number in range(rounds):
                 begin(f"{'CURVE' if secured else 'no encryption'}, {number + 1} of {rounds}")
                 arrays.append(_measure(_send_arrays, _receive_bare, path, seconds))
                 ours.append(_measure(_send_ours, _receive_ours, path, seconds))
                 frame.append(_measure(_send_frame, _receive_bare, path, seconds))
-            rows += _rows("CURVE" if secured else "no encryption", ours, arrays, frame)
+                described.append(_measure(_send_described, _receive_described, path, seconds))
+            case = "CURVE" if secured else "no encryption"
+            rows += _rows(case, ours, arrays, frame)
+            floors.append(_floor_row(case, ours, arrays, described))
         begin("the codec alone")
-        rows += _codec_rows(50 if quick else 400)
+        rows += [*_codec_rows(50 if quick else 400), *floors]
     return bench_report(
         "wire",
         rows,
@@ -144,6 +154,20 @@ def _rows(
     ]
 
 
+def _floor_row(
+    case: str, ours: Sequence[_Round], arrays: Sequence[_Round], described: Sequence[_Round]
+) -> BenchRow:
+    floor = median(one.rate for one in described) / median(one.rate for one in arrays)
+    return bench_row(
+        f"share of bare pyzmq, {case}",
+        median(one.rate for one in ours) / median(one.rate for one in arrays),
+        "1",
+        reference="of the same columns with a header, put together, taken apart and not checked",
+        reference_value=floor,
+        goal="shown",
+    )
+
+
 def _codec_rows(repeats: int) -> list[BenchRow]:
     batch, frames = _batch(0), _frames()
     body = frames[1]
@@ -186,7 +210,7 @@ def _measure(
     server = None if keys is None else ServerKeys.load(keys)
     process: BaseProcess | None = None
     try:
-        if receive is _receive_bare:
+        if receive is not _receive_ours:
             socket = context.socket(zmq.ROUTER)
             socket.setsockopt(zmq.LINGER, 0)
             if server is not None:
@@ -210,15 +234,20 @@ def _measure(
 
 def _receive_bare(socket: zmq.Socket[bytes], protected: bool, seconds: float) -> float:  # noqa: FBT001 - called through one signature
     del protected
-    socket.recv_multipart()
+    return _rate(socket.recv_multipart, seconds)
+
+
+def _rate(take: Callable[[], object], seconds: float) -> float:
+    """Calls of ``take`` a second, after a warm-up."""
+    take()
     end = time.perf_counter() + WARMUP
     while time.perf_counter() < end:
-        socket.recv_multipart()
+        take()
     count, begun = 0, time.perf_counter()
     end = begun + seconds
     while (now := time.perf_counter()) < end:
         for _ in range(32):
-            socket.recv_multipart()
+            take()
         count += 32
     return count / (now - begun)
 
@@ -236,6 +265,43 @@ def _send_arrays(endpoint: str, keys: Path | None) -> None:
     arrays: list[Any] = [*(seen.x for seen in batch.activations.values()), batch.steps.metrics]
     while True:
         socket.send_multipart(arrays)
+
+
+def _send_described(endpoint: str, keys: Path | None) -> None:
+    """What any message that says what it holds costs: a header packed, and one body joined."""
+    socket = _bare_dealer(endpoint, keys)
+    arrays: list[Any] = _columns(_batch(0))
+    header: dict[str, Any] = {"shapes": [array.shape for array in arrays]}
+    number = 0
+    while True:
+        header["seq"] = number
+        number += STEPS
+        socket.send(msgpack.packb(header), zmq.SNDMORE)
+        socket.send(b"".join(arrays))
+
+
+def _receive_described(socket: zmq.Socket[bytes], protected: bool, seconds: float) -> float:  # noqa: FBT001 - called through one signature
+    del protected
+    dtypes = [array.dtype for array in _columns(_batch(0))]
+
+    def take() -> None:
+        _, head, body = socket.recv_multipart(copy=False)
+        header = msgpack.unpackb(head.buffer)
+        at = 0
+        for dtype, shape in zip(dtypes, header["shapes"], strict=True):
+            count = math.prod(shape)
+            np.frombuffer(body.buffer, dtype, count, at).reshape(shape)
+            at += count * dtype.itemsize
+
+    return _rate(take, seconds)
+
+
+def _columns(batch: StepBatch) -> list[NDArray[Any]]:
+    """Wide elements first, so that each lies at an address of its own size."""
+    steps = batch.steps
+    x = [seen.x for seen in batch.activations.values()]
+    narrow = [steps.episode, steps.t, steps.env, steps.controller, steps.flags]
+    return [steps.metrics, steps.time_ns, *x, *narrow]
 
 
 def _bare_dealer(endpoint: str, keys: Path | None) -> zmq.Socket[bytes]:
