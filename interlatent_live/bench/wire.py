@@ -59,8 +59,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from multiprocessing.process import BaseProcess
 
-    from numpy.typing import NDArray
-
     from interlatent_live.bench.report import BenchReport, BenchRow
     from interlatent_live.wire.clock import Now
     from interlatent_live.wire.receiver_link import HubInstruction
@@ -270,7 +268,7 @@ def _send_arrays(endpoint: str, keys: Path | None) -> None:
 def _send_described(endpoint: str, keys: Path | None) -> None:
     """What any message that says what it holds costs: a header packed, and one body joined."""
     socket = _bare_dealer(endpoint, keys)
-    arrays: list[Any] = _columns(_batch(0))
+    arrays = _columns(_batch(0))
     header: dict[str, Any] = {"shapes": [array.shape for array in arrays]}
     number = 0
     while True:
@@ -296,7 +294,7 @@ def _receive_described(socket: zmq.Socket[bytes], protected: bool, seconds: floa
     return _rate(take, seconds)
 
 
-def _columns(batch: StepBatch) -> list[NDArray[Any]]:
+def _columns(batch: StepBatch) -> list[Any]:
     """Wide elements first, so that each lies at an address of its own size."""
     steps = batch.steps
     x = [seen.x for seen in batch.activations.values()]
