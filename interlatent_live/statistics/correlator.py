@@ -921,7 +921,10 @@ class Correlator:
         """
         meta, arrays = state.meta, state.arrays
         if meta.get("schema") != 1:
-            raise UserError(f"a snapshot of schema {meta.get('schema')!r} cannot be restored here")
+            raise UserError(
+                f"a snapshot of schema {meta.get('schema')!r} was written by another version; "
+                "delete it and replay the recording, or start that version again"
+            )
         names = [spec.name for spec in metric_specs]
         if list(meta["metrics"]) != names:
             raise UserError(f"the snapshot's metrics {meta['metrics']} are not {names}")
