@@ -21,6 +21,9 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
+FINISH_WITHIN_S = 900.0
+"""A large dictionary with many metrics takes its null longer than the demo's."""
+
 NameArgument = Annotated[str, typer.Argument(help="Entry, as `zoo list` shows it.")]
 WorkOption = Annotated[
     Path | None,
@@ -107,7 +110,9 @@ def run(
     )
     with PlainScreen(options) as screen:
         try:
-            report = run_demo(options, free_settings(settings), screen)
+            report = run_demo(
+                options, free_settings(settings), screen, finish_within_s=FINISH_WITHIN_S
+            )
         except KeyboardInterrupt:
             print("stopped", file=sys.stderr)
             return
@@ -150,6 +155,10 @@ def evaluate(
     name: NameArgument,
     work: WorkOption = None,
     draws: Annotated[int, typer.Option(help="Draws of the claims' null.", min=19)] = 199,
+    episodes: Annotated[
+        int | None,
+        typer.Option(help="Paired seeds of fidelity; 0: none. [default: the entry's]", min=0),
+    ] = None,
 ) -> None:
     """Measure what an entry's transcoders are worth, and leave it as evaluation.json.
 
@@ -165,7 +174,7 @@ def evaluate(
     entry = find_entry(name)
     folder = _work(entry, work)
     with _Telling() as say:
-        found = evaluate_entry(entry, folder, say, draws=draws)
+        found = evaluate_entry(entry, folder, say, draws=draws, episodes=episodes)
     write_report(found, folder / EVALUATION)
     print("\n".join(evaluation_lines(found)))
     print(f"written to {folder / EVALUATION}")

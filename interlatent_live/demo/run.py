@@ -173,8 +173,9 @@ def run_demo(
     screen: Screen,
     *,
     on_line: Any = None,
+    finish_within_s: float = FINISH_WITHIN_S,
 ) -> dict[str, Any]:
-    """Run the demo until its agent ends, and report the run.
+    """Run the demo until its agent ends, and report the run once the services settled it.
 
     Raises:
         UserError: when a service or the agent does not start, the agent fails, or it is to take a
@@ -211,7 +212,7 @@ def run_demo(
             screen.update(state)
         _check_agent(engine)
         agent_report = msgspec.json.decode(report_file.read_bytes(), type=AgentReport)
-        for _ in _until_settled(client, state, agent_report.run_id):
+        for _ in _until_settled(client, state, agent_report.run_id, finish_within_s):
             screen.update(state)
         return headless_report(
             state, agent_report, started_ns=started_ns, env=find_entry(options.env).environment
@@ -257,9 +258,11 @@ def _check_agent(engine: LocalEngine) -> None:
         raise UserError(f"the agent failed: {status.reason}")
 
 
-def _until_settled(client: FeedClient, state: FeedState, run_id: str) -> Iterator[None]:
+def _until_settled(
+    client: FeedClient, state: FeedState, run_id: str, within_s: float
+) -> Iterator[None]:
     """Until the statistics and the claims say that they have seen the whole run."""
-    deadline = time.monotonic() + FINISH_WITHIN_S
+    deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
         for event in client.events(POLL_S):
             state.take(event)
@@ -267,7 +270,7 @@ def _until_settled(client: FeedClient, state: FeedState, run_id: str) -> Iterato
         if state.settled(run_id):
             return
     raise UserError(
-        f"the services had not finished the run {FINISH_WITHIN_S:.0f} s after its end; "
+        f"the services had not finished the run {within_s:.0f} s after its end; "
         "this machine is too busy, or a service hangs (see its log)"
     )
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
+    from interlatent_live.environments.disturbance import Disturbance
     from interlatent_live.transcoders.acting import ActingPolicy
     from interlatent_live.transcoders.collect import CollectProgress
     from interlatent_live.transcoders.native import LoadedTranscoder
@@ -32,13 +33,12 @@ if TYPE_CHECKING:
     from interlatent_live.zoo.entry import Episodes, ZooEntry
 
 ROWS_PER_MESSAGE: Final = 256
-FIRST, TRAINING, CALIBRATION, LATER, TRAINED = (
-    "first",
-    "training",
-    "calibration",
-    "later",
-    "trained",
-)
+FIRST: Final = "first"
+TRAINING: Final = "training"
+CALIBRATION: Final = "calibration"
+LATER: Final = "later"
+FAILURES: Final = "failures"
+TRAINED: Final = "trained"
 """Folders of an entry's work: datasets, and every training seed's transcoder."""
 
 
@@ -161,6 +161,7 @@ def collect_for(
     *,
     also: tuple[str, ...] = (),
     spliced: list[LoadedTranscoder] | None = None,
+    disturbance: Disturbance | None = None,
 ) -> ActivationDataset:
     """Whole episodes of the entry's policy as it runs live; what is there already is not redone."""
 
@@ -174,7 +175,7 @@ def collect_for(
         episodes=episodes.episodes,
         seed=episodes.seed,
         max_steps=entry.max_episode_steps,
-        disturbance=entry.disturbance,
+        disturbance=entry.disturbance if disturbance is None else disturbance,
     )
     hooks = (*also, *entry.hook_points)
     collect_rollouts(policy, hooks, out, settings, tell, spliced=spliced or [])

@@ -92,6 +92,21 @@ class Question(_Table, frozen=True, kw_only=True):
     """``METRIC < VALUE``, with or without ``within 1 s``, as probes take it."""
 
 
+class Precursors(_Table, frozen=True, kw_only=True):
+    """How it is looked for what announces a failure."""
+
+    episodes: int
+    seed: int
+    disturbance: Disturbance
+    """Stronger than live, so that enough episodes fail."""
+    horizon_s: float
+    """An alarm counts when it comes in so many seconds before the failure."""
+    metrics: tuple[str, ...]
+    """The obvious ones, each looked at from above and from below."""
+    danger: str
+    """Metric whose high peaks without a failure are near misses."""
+
+
 class ZooEntry(_Table, frozen=True, kw_only=True):
     """One agent of the zoo."""
 
@@ -120,6 +135,9 @@ class ZooEntry(_Table, frozen=True, kw_only=True):
     max_episode_steps: int | None = None
     """A time limit below the environment's own, so that a run holds enough episodes."""
     questions: tuple[Question, ...] = ()
+    decode: tuple[str, ...] = ()
+    """Metrics that are read off the layer by a line, beside the input and an untrained layer."""
+    precursors: Precursors | None = None
 
     @property
     def environment_version(self) -> str:

@@ -5,18 +5,23 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final
 
 from interlatent_live.bench.report import machine_facts, version_facts
+from interlatent_live.environments.metric_packs import metric_pack_for
 from interlatent_live.errors import UserError
 from interlatent_live.transcoders.acting import acting_policy
 from interlatent_live.transcoders.dataset import ActivationDataset
 from interlatent_live.transcoders.evaluation.evaluate import EvaluationSettings, evaluate
 from interlatent_live.transcoders.native import find_transcoders, load_transcoder
-from interlatent_live.zoo.build import TRAINED, TRAINING, seeds_of
+from interlatent_live.zoo.build import FAILURES, TRAINED, TRAINING, collect_for, seeds_of
+from interlatent_live.zoo.decoding import decode_metrics
+from interlatent_live.zoo.entry import Episodes
 from interlatent_live.zoo.judge import DRAWS, judge_entry
+from interlatent_live.zoo.precursors import precursors_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
+    from interlatent_live.transcoders.acting import ActingPolicy
     from interlatent_live.transcoders.native import LoadedTranscoder
     from interlatent_live.zoo.entry import ZooEntry
 
@@ -30,6 +35,7 @@ def evaluate_entry(
     say: Callable[[str], None] = lambda _: None,
     *,
     draws: int = DRAWS,
+    episodes: int | None = None,
 ) -> dict[str, Any]:
     """Fidelity, verified claims and questions of an entry.
 
@@ -38,6 +44,7 @@ def evaluate_entry(
         work: with the datasets and training seeds that ``zoo train`` left.
         say: told what is being done.
         draws: of the claims' null.
+        episodes: paired seeds of fidelity, where not the entry's; 0 leaves behaviour out.
 
     Raises:
         UserError: when there are no transcoders of the entry.
@@ -47,12 +54,15 @@ def evaluate_entry(
     fidelity = {}
     if (work / TRAINED).is_dir():
         settings = EvaluationSettings(
-            entry.evaluation.episodes, entry.evaluation.seed, entry.max_episode_steps
+            entry.evaluation.episodes if episodes is None else episodes,
+            entry.evaluation.seed,
+            entry.max_episode_steps,
         )
         dataset = ActivationDataset(work / TRAINING)
         for seeds in seeds_of(work):
             report = evaluate(seeds, dataset, policy, settings, say)
             fidelity[report["hook_point"]] = fidelity_of(report)
+    more = _decoded_and_announced(entry, policy, chosen, work, say)
     judged = judge_entry(
         entry, {hook: one.transcoder for hook, one in chosen.items()}, work, say, draws=draws
     )
@@ -62,9 +72,56 @@ def evaluate_entry(
         "transcoders": {hook: one.transcoder.identity for hook, one in chosen.items()},
         "fidelity": fidelity,
         "judged": judged,
+        **more,
         "machine": machine_facts(),
         "versions": version_facts(),
     }
+
+
+def _decoded_and_announced(
+    entry: ZooEntry,
+    policy: ActingPolicy,
+    chosen: Mapping[str, LoadedTranscoder],
+    work: Path,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Probes on the layers and precursors of failures, of the entries that ask for them."""
+    out: dict[str, Any] = {}
+    first_module = policy.hook_points()[0]
+    if entry.decode and (work / TRAINING).is_dir():
+        say("reading metrics off the layers")
+        dataset = ActivationDataset(work / TRAINING)
+        out["decoding"] = {
+            hook: decode_metrics(policy, dataset, hook, entry.decode, first_module=first_module)
+            for hook in chosen
+        }
+    wanted = entry.precursors
+    if wanted is not None:
+        dataset = collect_for(
+            entry,
+            policy,
+            Episodes(episodes=wanted.episodes, seed=wanted.seed),
+            work / FAILURES,
+            say,
+            also=entry.training.also_collect,
+            disturbance=wanted.disturbance,
+        )
+        say("what announces failures")
+        step_s = metric_pack_for(entry.environment).family.step_seconds
+        out["precursors"] = {
+            hook: precursors_of(
+                dataset,
+                hook,
+                one.transcoder,
+                step_s=step_s,
+                horizon_s=wanted.horizon_s,
+                metrics=wanted.metrics,
+                danger=wanted.danger,
+                first_module=first_module,
+            )
+            for hook, one in chosen.items()
+        }
+    return out
 
 
 def transcoders_of(entry: ZooEntry, work: Path, policy_hash: str) -> dict[str, LoadedTranscoder]:

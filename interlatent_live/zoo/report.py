@@ -111,6 +111,7 @@ def make_report(entry: ZooEntry, work: Path) -> dict[str, Any]:
         "live": _live_facts(entry, live),
         "fidelity": found["fidelity"],
         "judged": found["judged"],
+        **{name: found[name] for name in ("decoding", "precursors") if name in found},
         "machine": found["machine"],
         "versions": found["versions"],
     }
@@ -208,7 +209,47 @@ def not_found(made: dict[str, Any]) -> list[str]:
         out += _claims_missing(hook, judged["claims"])
         for answer in judged["questions"]:
             out += _answer_missing(answer)
+    for hook, decoded in made.get("decoding", {}).items():
+        out += _decoding_missing(hook, decoded)
+    for hook, found in made.get("precursors", {}).items():
+        out += _precursors_missing(hook, found)
     return out
+
+
+def _decoding_missing(hook: str, decoded: list[dict[str, Any]]) -> list[str]:
+    """Metrics that the layer tells no better than its input, or than an untrained layer."""
+    out = []
+    for source, words in (("input", "the input"), ("untrained", "an untrained layer")):
+        known = [one for one in decoded if one["layer"]["low"] is not None]
+        names = [one["metric"] for one in known if one["layer"]["low"] <= one[source]["value"]]
+        if names:
+            out.append(f"`{hook}` is not shown to tell better than {words}: {', '.join(names)}.")
+    return out
+
+
+def _precursors_missing(hook: str, found: dict[str, Any]) -> list[str]:
+    best = {kind: _best_recall(found, kind) for kind in ("feature", "unit", "metric", "probe")}
+    out = [
+        f"At `{hook}`, a {kind} announces failures at least as well as the best feature: recall "
+        f"{best[kind]:.0%} against {best['feature']:.0%}."
+        for kind in ("unit", "metric", "probe")
+        if best[kind] >= best["feature"]
+    ]
+    out.append(
+        "Failures were brought about by pushes only; falls of other policies were not looked at."
+    )
+    return out
+
+
+def _best_recall(found: dict[str, Any], kind: str) -> float:
+    return max(
+        (
+            one["recall"]["value"]
+            for one in found["alarms"]
+            if one["kind"] == kind and one["recall"]
+        ),
+        default=0.0,
+    )
 
 
 def _claims_missing(hook: str, claims: dict[str, Any]) -> list[str]:
@@ -372,6 +413,10 @@ def markdown(made: dict[str, Any]) -> str:
         lines += _claims_markdown(judged["claims"])
         if fidelity is not None:
             lines += _strongest_markdown(fidelity)
+    for hook, decoded in made.get("decoding", {}).items():
+        lines += ["", *_decoding_markdown(hook, decoded)]
+    for hook, found in made.get("precursors", {}).items():
+        lines += ["", *_precursors_markdown(hook, found)]
     for picture in made.get("pictures", ()):
         lines += ["", f"![{picture['caption']}]({picture['file']})", "", picture["caption"]]
     return "\n".join(lines) + "\n"
@@ -484,6 +529,54 @@ def _claims_markdown(claims: dict[str, Any]) -> list[str]:
             f"{_number(one['precision'])} | {_number(one['recall'])} | {one['density']:.1%} |"
             for one in claims["claims"][:SHOWN_CLAIMS]
         ]
+    return lines
+
+
+def _decoding_markdown(hook: str, decoded: list[dict[str, Any]]) -> list[str]:
+    return [
+        f"### What a line reads off `{hook}`",
+        "",
+        (
+            "R² of ridge probes on test episodes: of the layer, of the network's input, and of "
+            "the same layer of a network that was never trained."
+        ),
+        "",
+        "| metric | layer | input | untrained |",
+        "| --- | ---: | ---: | ---: |",
+        *(
+            f"| {_named(one['metric'], one['unit'])} | {_bounds(one['layer'])} | "
+            f"{_bounds(one['input'])} | {_bounds(one['untrained'])} |"
+            for one in decoded
+        ),
+    ]
+
+
+def _precursors_markdown(hook: str, found: dict[str, Any]) -> list[str]:
+    lines = [
+        f"### What announces a failure, at `{hook}`",
+        "",
+        (
+            f"{found['failures']} failures in {found['episodes']} episodes; each alarm was chosen "
+            f"on {found['chosen_on']} of them at one false alarm in ten minutes and is reported on "
+            f"the others. Announced: an alarm in the {found['horizon_s']:g} s before. Near misses "
+            "are the highest tilts that end well."
+        ),
+        "",
+        (
+            "| alarm | announced | recall | failure, given alarm | false alarms per 10 min | "
+            "alarms per hour | median lead | near misses alarmed |"
+        ),
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for one in found["alarms"]:
+        lead = one["median_lead_s"]
+        recall = "–" if one["recall"] is None else _bounds(one["recall"])
+        lines.append(
+            f"| {one['kind']} {one['name']} | {one['announced']} of {one['failures']} | {recall} | "
+            f"{_share(one['failure_given_alarm'])} | {_number(one['false_alarms_per_10_min'])} | "
+            f"{one['alarms_per_hour']:.0f} | {'–' if lead is None else f'{lead:.2f} s'} | "
+            f"{_share(one['near_misses_alarmed'])} of {one['near_misses']} |"
+        )
     return lines
 
 

@@ -13,6 +13,7 @@ from interlatent_live.zoo.report import (
     evaluation_lines,
     live_lines,
     make_report,
+    markdown,
     not_found,
     write_files,
 )
@@ -152,3 +153,36 @@ def test_the_work_folders_own_transcoder_comes_before_the_shipped_one(small, bui
 def test_an_empty_folder_has_no_table(tmp_path):
     with pytest.raises(UserError, match="holds no report"):
         zoo_table(tmp_path)
+
+
+def test_probes_and_alarms_have_tables_and_their_gaps_are_named(report):
+    def interval(value):
+        return {"value": value, "low": value - 0.01, "high": value + 0.01}
+
+    report["decoding"] = {
+        "hidden.1": [
+            {"metric": "knee", "unit": "rad", "layer": interval(0.9), "input": interval(0.95),
+             "untrained": interval(0.5)},
+            {"metric": "speed", "unit": "m/s", "layer": interval(0.8), "input": interval(0.4),
+             "untrained": interval(0.3)},
+        ]
+    }  # fmt: skip
+    alarm = {
+        "kind": "feature", "name": "7", "announced": 10, "failures": 30, "recall": interval(0.33),
+        "failure_given_alarm": 0.5, "alarms_per_hour": 60.0, "false_alarms_per_10_min": 1.0,
+        "median_lead_s": 0.5, "near_misses": 40, "near_misses_alarmed": 0.1,
+    }  # fmt: skip
+    other = {**alarm, "kind": "metric", "name": "tilt", "recall": interval(0.5)}
+    report["precursors"] = {
+        "hidden.1": {
+            "horizon_s": 1.0, "episodes": 120, "failures": 60, "chosen_on": 60,
+            "alarms": [alarm, other],
+        }
+    }  # fmt: skip
+    report["not_found"] = not_found(report)
+    text = markdown(report)
+    assert "| knee [rad] | 0.900 [0.890, 0.910] | 0.950" in text
+    assert "| metric tilt | 10 of 30 | 0.500" in text
+    assert "not shown to tell better than the input: knee." in text
+    assert "a metric announces failures at least as well as the best feature: recall 50%" in text
+    assert "a unit announces" not in text
