@@ -111,7 +111,7 @@ def train(
     episodes: Annotated[int, typer.Option(help="Episodes of the final measurement.", min=1)] = 100,
     name: Annotated[str, typer.Option(help="Name of the policy; default: the folder's.")] = "",
 ) -> None:
-    """Train a policy with PPO (extra [sb3]), measure it and save its plain weights.
+    """Train a policy with PPO (extra sb3), measure it and save its plain weights.
 
     `interlatent-live policies train CartPole-v1 --seed 1 --out …` made the demo's policy, in about
     20 s on one core.
