@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import select
@@ -46,6 +47,14 @@ def get(runtime: ServiceRuntime, path: str) -> tuple[int, str]:
 def health(runtime: ServiceRuntime) -> tuple[int, dict[str, Any]]:
     status, body = get(runtime, "/healthz")
     return status, json.loads(body)
+
+
+def test_what_is_loaded_when_a_service_is_ready_is_not_gone_through_for_garbage_again() -> None:
+    with ServiceRuntime("encoder", health=ANY_PORT) as runtime:
+        assert gc.get_freeze_count() == 0
+        runtime.ready()
+        assert gc.get_freeze_count() > 10_000
+    assert gc.get_freeze_count() == 0
 
 
 def test_health_follows_the_service_from_start_to_stop(runtime: ServiceRuntime) -> None:
