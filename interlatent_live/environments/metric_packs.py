@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from interlatent_live.environments.families import cartpole, humanoid, lunarlander, mspacman, mujoco
+from interlatent_live.environments.families import (
+    cartpole,
+    driving,
+    humanoid,
+    lunarlander,
+    mspacman,
+    mujoco,
+)
 from interlatent_live.environments.families.family import Family
 from interlatent_live.errors import UserError
 from interlatent_live.stream import MetricSpec, Role
@@ -34,6 +41,7 @@ FAMILIES: Mapping[str, Family] = {
         mujoco.WALKER2D,
         humanoid.HUMANOID,
         mspacman.MSPACMAN,
+        driving.HIGHWAY,
     )
 }
 _BY_BARE_ID: Mapping[str, Family] = {

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from interlatent_live.environments.arcade import MSPACMAN_RAM
+from interlatent_live.environments.driving import HIGHWAY_FAST
 from interlatent_live.environments.families import cartpole
 from interlatent_live.environments.metric_packs import (
     FAMILIES,
@@ -22,10 +23,15 @@ from interlatent_live.environments.metric_packs import (
 from interlatent_live.errors import UserError
 from interlatent_live.stream import Role
 
-PACKAGE = {"LunarLander-v3": "Box2D", "CartPole-v1": "gymnasium", MSPACMAN_RAM: "ale_py"}
-MISSING_AT_TIMES = {MSPACMAN_RAM}
+PACKAGE = {
+    "LunarLander-v3": "Box2D",
+    "CartPole-v1": "gymnasium",
+    MSPACMAN_RAM: "ale_py",
+    HIGHWAY_FAST: "highway_env",
+}
+MISSING_AT_TIMES = {MSPACMAN_RAM, HIGHWAY_FAST}
 """Packs with distances to what need not be there."""
-STEP_SECONDS = {MSPACMAN_RAM: 4 / 60}
+STEP_SECONDS = {MSPACMAN_RAM: 4 / 60, HIGHWAY_FAST: 1.0}
 """Of environments that do not say it themselves."""
 
 
