@@ -172,6 +172,8 @@ class EndpointSettings(_Section):
     control_requests: Endpoint = "tcp://127.0.0.1:28419"
     """The console and `interlatent-live intervene` command here (control)."""
     control_health: Address = "127.0.0.1:28424"
+    pictures: Endpoint = "tcp://127.0.0.1:28426"
+    """Agents may send pictures of their environment here (console)."""
     recorder: Endpoint = "tcp://127.0.0.1:28409"
     """The encoder sends features here, with credit, where recorder.folder is set (recorder)."""
     recorder_health: Address = "127.0.0.1:28425"
@@ -484,6 +486,7 @@ class Settings(BaseSettings):
             "console": (
                 Buffer("events for clients", self.console.replay_bytes),
                 Buffer("steps for pages", self.console.live_bytes),
+                Buffer("pictures", 64 * KIBI, 64),
                 Buffer("sums of steps around interventions", self.console.history_bytes),
                 Buffer("password being checked", 32 * MEBI),
             ),

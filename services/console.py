@@ -20,6 +20,8 @@ from interlatent_live.console.history import StepHistory
 from interlatent_live.console.keeper import Keeper
 from interlatent_live.console.live import LiveHub
 from interlatent_live.console.metrics import HttpMetrics
+from interlatent_live.console.pictures import TUNING as PICTURE_TUNING
+from interlatent_live.console.pictures import PictureHub
 from interlatent_live.console.secrets import load_token, request_key, state_folder
 from interlatent_live.console.serving import HttpServer
 from interlatent_live.console.sessions import Sessions
@@ -37,7 +39,8 @@ from interlatent_live.services.runtime import ServiceRuntime, explained
 from interlatent_live.store import open_store
 from interlatent_live.stream import FeatureBatch
 from interlatent_live.wire.keys import ServerKeys
-from interlatent_live.wire.sockets import receive_message, send_message
+from interlatent_live.wire.security import Domain
+from interlatent_live.wire.sockets import receive_from, receive_message, send_message
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,6 +50,7 @@ if TYPE_CHECKING:
     from interlatent_live.config import Settings
 
 POLL_S = 0.1
+PICTURES_PER_TURN = 16
 
 
 def serve(settings: Settings) -> None:
@@ -98,6 +102,10 @@ def serve(settings: Settings) -> None:
         )
         history = StepHistory(settings.console.history_bytes)
         control.told = history.told
+        pictures = PictureHub()
+        eye = network.router(
+            settings.endpoints.pictures, "endpoints.pictures", Domain.AGENTS, PICTURE_TUNING
+        )
         sources = Sources(
             store,
             broadcast,
@@ -110,6 +118,7 @@ def serve(settings: Settings) -> None:
             control,
             AuditView(audit_folder(settings)),
             history,
+            pictures,
         )
         try:
             with explained("the console", address, "console.http"):
@@ -123,8 +132,9 @@ def serve(settings: Settings) -> None:
             with control, server, FeedClient(feeds, tuple(TOPICS), keys=viewer) as feed:
                 key = request_key(token)
                 loop = _Loop(
-                    feed, keeper, broadcast, live, history, asking, explainer, key, runtime.beat
-                )
+                    feed, keeper, broadcast, live, history, asking, explainer, key, runtime.beat,
+                    pictures, eye, network,
+                )  # fmt: skip
                 runtime.ready(http=server.url)
                 while not runtime.stopping:
                     loop.turn()
@@ -132,6 +142,7 @@ def serve(settings: Settings) -> None:
                         raise RuntimeError("the HTTP server has ended by itself")
         finally:
             explainer.close()
+            eye.close()
             store.close()
         log.info("kept", documents=keeper.kept, not_kept=keeper.not_kept)
 
@@ -149,6 +160,9 @@ class _Loop:
     explainer: zmq.Socket[bytes]
     key: bytes
     beat: Callable[[], None]
+    pictures: PictureHub
+    eye: zmq.Socket[bytes]
+    network: Network
     watched: bool = False
 
     def turn(self) -> None:
@@ -167,11 +181,22 @@ class _Loop:
             else:
                 if isinstance(event.value, AgentsDocument):
                     self.history.describe(event.value)
+                    self.pictures.describe(event.value)
                 self.broadcast.publish(event.topic, event.received_ns, event.value)
                 self.keeper.take(event.value, self.feed.counters.documents_missed)
+        self._look()
         for request in (*self.keeper.requests(time.time_ns()), *self.asking.requests()):
             send_message(self.explainer, seal(self.key, request))
         while (frames := receive_message(self.explainer)) is not None:
             answer = open_answer(self.key, frames)
             if answer is not None and not self.asking.answered(answer):
                 self.keeper.answered(answer)
+
+    def _look(self) -> None:
+        """Take in the pictures that came."""
+        for _ in range(PICTURES_PER_TURN):
+            received = receive_from(self.eye, protected=self.network.protected)
+            if received is None:
+                return
+            if self.network.allows(received.user_id):
+                self.pictures.take(received.frames, received.user_id)

@@ -85,7 +85,9 @@ def demo(
     settings = free_settings(demo_settings(resolve_options(config, assign).settings, env))
     if headless and steps is None:
         steps = HEADLESS_STEPS
-    options = DemoOptions(env=env, steps=steps, copies=copies, hz=hz, seed=seed, ask=ask)
+    options = DemoOptions(
+        env=env, steps=steps, copies=copies, hz=hz, seed=seed, ask=ask, pictures=not headless
+    )
     if open_page is None:
         open_page = sys.stdout.isatty() and bool(DISPLAYS & os.environ.keys())
     screen = (
@@ -108,6 +110,7 @@ def demo_agent(
         str | None, typer.Option(help="Where the control service takes agents.")
     ] = None,
     ask: AskOption = None,
+    pictures: Annotated[str | None, typer.Option(help="Where the console takes pictures.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write the agent's account here.")] = None,
     env: EnvOption = "CartPole-v1",
     steps: Annotated[
@@ -126,6 +129,7 @@ def demo_agent(
         endpoint=endpoint,
         control=control,
         ask=ask,
+        pictures=pictures,
         report=report,
         steps=steps,
         copies=copies,

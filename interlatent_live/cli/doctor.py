@@ -227,7 +227,7 @@ def ports(settings: Settings) -> Iterator[Finding]:
     if free:
         yield Finding("ports", State.GOOD, f"free: {', '.join(str(port) for _, port in free)}")
     for name, port in blocked:
-        owner = "encoder" if name == "agents" else name.partition("_")[0]
+        owner = {"agents": "encoder", "pictures": "console"}.get(name, name.partition("_")[0])
         if owner in running:
             continue
         yield Finding(

@@ -45,6 +45,7 @@ from interlatent_live.console.guard import Guard
 from interlatent_live.console.incidents import router as incidents_router
 from interlatent_live.console.live import LiveHub, View
 from interlatent_live.console.live_socket import serve_live
+from interlatent_live.console.pictures import router as pictures_router
 from interlatent_live.console.session_routes import router as session_router
 from interlatent_live.console.streaming import LINES, SSE, FeedResponse
 from interlatent_live.errors import UserError
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from interlatent_live.console.broadcast import Broadcast
     from interlatent_live.console.control_link import ControlLink
     from interlatent_live.console.history import StepHistory
+    from interlatent_live.console.pictures import PictureHub
     from interlatent_live.console.sessions import Sessions
     from interlatent_live.queries.client import StatisticsClient
     from interlatent_live.store import ClaimStore
@@ -95,6 +97,8 @@ class Sources:
     """What was done; None: it is not shown."""
     history: StepHistory | None = None
     """What metrics were around interventions; None: it is not kept."""
+    pictures: PictureHub | None = None
+    """What agents look at; None: no pictures are taken."""
 
 
 def make_app(sources: Sources) -> FastAPI:
@@ -120,6 +124,8 @@ def make_app(sources: Sources) -> FastAPI:
         app.include_router(audit_router(sources.audit), prefix=PREFIX)
     if sources.history is not None:
         app.include_router(comparison_router(sources.history), prefix=PREFIX)
+    if sources.pictures is not None:
+        app.include_router(pictures_router(sources.pictures), prefix=PREFIX)
     app.include_router(statistics_router(sources.statistics), prefix=f"{PREFIX}/statistics")
     app.include_router(_live(sources.live, door), prefix=PREFIX)
     app.include_router(page_router(built_page()))

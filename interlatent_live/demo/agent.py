@@ -9,10 +9,12 @@ measured under the very conditions it is paid in.
 from __future__ import annotations
 
 import copy
+import logging
 import signal
 import threading
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
@@ -22,10 +24,13 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from interlatent_live.agent.attach import attach
+from interlatent_live.agent.pictures import Pictures
+from interlatent_live.demo.camera import Camera
 from interlatent_live.demo.control import agent_name, demo_control
 from interlatent_live.demo.report import AgentReport
 from interlatent_live.environments.disturbance import disturbed
 from interlatent_live.environments.metric_packs import StepMetrics, metric_pack_for
+from interlatent_live.errors import UserError
 from interlatent_live.policies.hashing import policy_hash
 from interlatent_live.transcoders.acting import acting_policy
 from interlatent_live.zoo.entry import find_entry
@@ -44,6 +49,10 @@ FLUSH_S = 10.0
 Y_EVERY = 8
 """Outputs y are sent every so many steps: enough for the live FVU."""
 TIMINGS_KEPT = 20_000
+PICTURED = frozenset({"CartPole-v1", "LunarLander-v3"})
+"""Environments that are drawn in a few milliseconds."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -52,6 +61,11 @@ class Pacer:
 
     hz: float
     _next: float = field(default_factory=time.monotonic)
+
+    @property
+    def spare_s(self) -> float:
+        """Seconds until the next tick is due."""
+        return self._next + 1.0 / self.hz - time.monotonic()
 
     def wait(self, stop: threading.Event) -> None:
         """Sleep until the next tick is due, or the loop is to stop."""
@@ -63,16 +77,24 @@ class Pacer:
             self._next = now
 
 
-def make_envs(entry: ZooEntry, copies: int) -> SyncVectorEnv[Any, Any]:
-    """``copies`` disturbed copies that begin the next episode within the step that ended one."""
+def make_envs(entry: ZooEntry, copies: int, *, pictured: bool = False) -> SyncVectorEnv[Any, Any]:
+    """``copies`` disturbed copies that begin the next episode within the step that ended one.
 
-    def one() -> gymnasium.Env[Any, Any]:
+    With ``pictured`` the first one can be rendered.
+    """
+
+    def one(render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
         return disturbed(
-            gymnasium.make(entry.environment, max_episode_steps=entry.max_episode_steps),
+            gymnasium.make(
+                entry.environment,
+                max_episode_steps=entry.max_episode_steps,
+                render_mode=render_mode,
+            ),
             entry.disturbance,
         )
 
-    return SyncVectorEnv([one] * copies, autoreset_mode=AutoresetMode.SAME_STEP)
+    first = partial(one, "rgb_array") if pictured else one
+    return SyncVectorEnv([first, *[one] * (copies - 1)], autoreset_mode=AutoresetMode.SAME_STEP)
 
 
 def run_agent(
@@ -81,6 +103,7 @@ def run_agent(
     endpoint: str,
     control: str | None = None,
     ask: str | None = None,
+    pictures: str | None = None,
     report: Path | None = None,
     steps: int | None = None,
     copies: int | None = None,
@@ -95,6 +118,7 @@ def run_agent(
         endpoint: where the encoder takes steps.
         control: where the control service takes agents; None: nobody commands this one.
         ask: predicate over metrics under which the agent asks a person before it goes on.
+        pictures: where the console takes pictures of the first copy; None: none are made.
         report: file for the agent's own account, JSON.
         steps: how many steps; ``None`` means until SIGINT or SIGTERM.
         copies: copies of the environment; the entry's otherwise.
@@ -108,7 +132,8 @@ def run_agent(
     entry = find_entry(env)
     acting = acting_policy(policy or entry.policy, environment=entry.environment)
     module = acting.module
-    envs = make_envs(entry, copies or entry.live.copies)
+    pictured = pictures is not None and entry.environment in PICTURED
+    envs = make_envs(entry, copies or entry.live.copies, pictured=pictured)
     measure = StepMetrics(metric_pack_for(entry.environment), acting.output_kind)
     stop = _stop_on_signals()
     bare = copy.deepcopy(module)
@@ -141,14 +166,19 @@ def run_agent(
         tap=tap,
         seed=entry.live.seed if seed is None else seed,
     )
+    camera = _camera(envs, tap, pictures) if pictured and pictures is not None else None
     pacer = Pacer(hz or entry.live.control_hz)
     began = time.monotonic()
     try:
         while not stop.is_set() and (steps is None or loop.steps < steps):
             loop.tick()
+            if camera is not None:
+                camera.look(pacer.spare_s)
             pacer.wait(stop)
     finally:
         wall_s = time.monotonic() - began
+        if camera is not None:
+            camera.close()
         tap.close(FLUSH_S)
         envs.close()
     link = tap.stats().link
@@ -165,6 +195,15 @@ def run_agent(
     if report is not None:
         report.write_bytes(msgspec.json.encode(account))
     return account
+
+
+def _camera(envs: SyncVectorEnv[Any, Any], tap: Tap, endpoint: str) -> Camera | None:
+    """Looks at the first copy; None where what draws it or what encodes it is not installed."""
+    try:
+        return Camera(envs.envs[0].render, Pictures(tap, endpoint=endpoint))
+    except (UserError, gymnasium.error.DependencyNotInstalled) as error:
+        logger.info("no pictures: %s", error)
+        return None
 
 
 class _Loop:

@@ -2,7 +2,8 @@
 
 Safe actions are chosen for these simulations, where nothing can be hurt: a cart that is pushed left
 and right in turn feels no force on average, and a lander with its engines off does what a lander
-without a pilot does. A real machine needs a real answer here.
+without a pilot does. A real machine needs a real answer here. In other environments we know none
+(no torque makes a humanoid fall), and then the agent can be steered, and not be held or stopped.
 """
 
 from __future__ import annotations

@@ -73,6 +73,8 @@ class DemoOptions:
     policy: str | None = None
     ask: str | None = None
     """Predicate under which the agent asks a person before it goes on."""
+    pictures: bool = False
+    """Whether the console is shown the agent's first copy."""
 
     def agent_arguments(self) -> list[str]:
         """The same as flags of the agent's command."""
@@ -230,6 +232,7 @@ def _agent_spec(options: DemoOptions, settings: Settings, report: Path) -> Servi
             settings.endpoints.control,
             "--report",
             str(report),
+            *(("--pictures", settings.endpoints.pictures) if options.pictures else ()),
             *options.agent_arguments(),
         ),
         environment=settings.environment(),

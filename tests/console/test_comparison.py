@@ -1,5 +1,8 @@
 """Before and after an intervention: which rows count, pairing, honest intervals, too little."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -8,7 +11,6 @@ from interlatent_live.console.history import BLOCK_STEPS, MetricName, Span, Step
 from interlatent_live.control.commands import Operation
 from interlatent_live.control.machine import Fate
 from interlatent_live.control.wire import AgentEvent, Told
-from interlatent_live.feed.documents import AgentsDocument
 from interlatent_live.stream import Controller, FeatureBatch, Steps
 
 NAMES = (MetricName("tilt", "rad", "state"), MetricName("push", "N", "action"))
@@ -87,11 +89,9 @@ def test_names_come_from_the_agents_document():
     history = StepHistory()
     assert history.names("boot") == ()
 
-    class Agent:
-        boot_id = "boot"
-        metrics = ({"name": "tilt", "unit": "rad", "role": "state"},)
-
-    history.describe(AgentsDocument([Agent()], {}, 0))
+    metrics = [{"name": "tilt", "unit": "rad", "role": "state"}]
+    document: Any = SimpleNamespace(agents=[SimpleNamespace(boot_id="boot", metrics=metrics)])
+    history.describe(document)
     assert history.names("boot") == (NAMES[0],)
 
 
