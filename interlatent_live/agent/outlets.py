@@ -197,11 +197,11 @@ class LossyOutlet:
         # Rows that come while these are sent wait for the next turn: alone they would cost as much.
         end = self._ring.head
         for _ in range(TURN):
+            if not self._held and self._ring.tail >= end:
+                return
             why = self._link.blocked(self.boot_id, 1, 0)
             self._expire(now, why)
-            if why is not None:
-                return
-            if not self._held and (self._ring.tail >= end or not self._refill()):
+            if why is not None or not (self._held or self._refill()):
                 return
             if not self._send_held(now):
                 return
