@@ -33,7 +33,7 @@ AGENTS: Final = 1000
 PROCESSES: Final = 4
 PER_SECOND: Final = 200.0
 COME_WITHIN_S: Final = 30.0
-PER_AGENT_BYTES: Final = 96 * 1024
+PER_AGENT_BYTES: Final = 128 * 1024
 """What the encoder may still hold of an agent that said goodbye: its status, for a while, and what
 the allocator keeps of its connection's buffers for the next one (a second crowd adds nothing)."""
 
