@@ -126,7 +126,14 @@ class EncoderShell:
             network, settings.endpoints.encoder_feed, "encoder", limits.feed_bytes
         )
         self._consumers = [
-            FeatureSender(network, one, limits.consumer_bytes) for one in settings.consumers()
+            FeatureSender(
+                network,
+                one,
+                limits.consumer_bytes,
+                # What a recorder that dies has not written is sent again to the next one.
+                lossless=one == settings.endpoints.recorder,
+            )
+            for one in settings.consumers()
         ]
         # What waits here takes of the room that consumers have anyway.
         self._gatherer = Gatherer(limits.consumer_bytes // 4)

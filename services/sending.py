@@ -23,6 +23,8 @@ from interlatent_live.wire.sender_link import (
     Open,
     PeerLost,
     Refused,
+    Resume,
+    SenderConfig,
     SenderInstruction,
     SenderLink,
     StreamUp,
@@ -58,11 +60,16 @@ class FeatureSender:
         network: of the service.
         endpoint: where the consumer is bound.
         limit_bytes: most bytes that may wait for it.
+        lossless: keep what is sent until it is acknowledged, and send it again to a consumer that
+            died meanwhile. Its credit bounds what is kept.
     """
 
-    def __init__(self, network: Network, endpoint: str, limit_bytes: int) -> None:
+    def __init__(
+        self, network: Network, endpoint: str, limit_bytes: int, *, lossless: bool = False
+    ) -> None:
         self.endpoint = endpoint
-        self.link = SenderLink()
+        self.link = SenderLink(SenderConfig(lossless=lossless))
+        self._sent: dict[str, deque[_Waiting]] = {}
         self.socket: zmq.Socket[bytes] | None = None
         self._network = network
         self._limit = limit_bytes
@@ -132,6 +139,8 @@ class FeatureSender:
                 size=size,
                 drops=drops,
             )
+            if self.link.config.lossless:
+                self._sent.setdefault(boot_id, deque()).append(waiting)
             self._forget_oldest()
 
     def receive(self) -> None:
@@ -152,6 +161,7 @@ class FeatureSender:
         """Let time pass."""
         now = read_clock()
         self._carry_out(self.link.on_tick(now))
+        self._forget_settled()
         self.flush()
         queued = {one.batch.boot_id for one in self._queue} if self._ending else set()
         for boot_id, until in list(self._ending.items()):
@@ -208,10 +218,29 @@ class FeatureSender:
             seq = self.link.next_seq(boot_id)
             self.link.declare(boot_id, seq, hole, DropReason.UPSTREAM)
 
+    def _forget_settled(self) -> None:
+        """Keep of what was sent only what the consumer has not acknowledged."""
+        for boot_id, sent in [*self._sent.items()]:
+            settled = self.link.unsettled_seq(boot_id) if self.link.carries(boot_id) else None
+            while sent and (settled is None or _end(sent[0]) <= settled):
+                sent.popleft()
+            if not sent:
+                del self._sent[boot_id]
+
+    def _send_again(self, boot_id: str, seq: int) -> None:
+        """Put back into the queue, before all else, what was sent from row ``seq`` on."""
+        for sent in reversed(self._sent.pop(boot_id, deque())):
+            if _end(sent) > seq:
+                self._queue.appendleft(sent)
+                self._queued += sent.size
+
     def _drop_oldest(self) -> None:
         waiting = self._queue[0]
         boot_id, steps = waiting.batch.boot_id, waiting.batch.steps
         if self.link.carries(boot_id):
+            if steps.first_seq < self.link.next_seq(boot_id):
+                self._skip_delivered(waiting, self.link.next_seq(boot_id))
+                return
             self._declare_hole(boot_id, steps.first_seq)
             self.link.declare(boot_id, steps.first_seq, len(steps), DropReason.NO_CREDIT)
         self._forget_oldest()
@@ -230,14 +259,14 @@ class FeatureSender:
                         self.socket = None
                 case Transmit(frames):
                     self._transmit(frames)
+                case Resume(boot_id=boot_id, seq=seq):
+                    self._send_again(boot_id, seq)
                 case StreamUp(boot_id=boot_id, lost=lost):
                     self._log.info("stream up", boot=boot_id, lost=lost)
                 case Refused(boot_id=boot_id, message=message):
                     self._log.warning("refused", boot=boot_id, message=message)
                 case PeerLost(why=why):
                     self._log.warning("consumer lost", why=why)
-                case _:
-                    self._log.warning("not expected on this link", got=type(instruction).__name__)
 
     def _open(self) -> None:
         if self.socket is not None:
@@ -248,3 +277,8 @@ class FeatureSender:
         if self.socket is not None:
             # Control messages repeat themselves: a heartbeat that finds no room is only late.
             send_message(self.socket, frames)
+
+
+def _end(waiting: _Waiting) -> int:
+    """One more than its last row."""
+    return waiting.batch.steps.first_seq + len(waiting.batch.steps)

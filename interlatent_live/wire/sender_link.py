@@ -379,6 +379,10 @@ class SenderLink:
         """The row whose turn it is."""
         return self._streams[boot_id].ledger.next_seq
 
+    def unsettled_seq(self, boot_id: str) -> int:
+        """The first row that is neither acknowledged nor declared lost for good."""
+        return self._streams[boot_id].ledger.unsettled_seq()
+
     def counts(self, boot_id: str) -> SenderCounts:
         """The stream's ledger now."""
         return self._streams[boot_id].ledger.counts()

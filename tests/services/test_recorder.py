@@ -12,6 +12,7 @@ from interlatent_live.config import Settings
 from interlatent_live.errors import UserError
 from interlatent_live.recordings import read_recording, recording_info
 from interlatent_live.recordings.files import recorded_files
+from interlatent_live.recordings.playing import Playing, recording_files
 from interlatent_live.services.recorder import serve
 from interlatent_live.wire.messages import Document, FeaturesMessage
 from tests.support.system import System, Walker, save, transcoder
@@ -29,14 +30,15 @@ def messages(folder):
 
 
 def rows_and_declared(folder):
-    """Rows in the files, and rows that they declare lost."""
-    rows, declared = [], set()
+    """Rows in the files, and why others are not, as the files declare it."""
+    rows, declared = [], {}
     for one in messages(folder):
         if isinstance(one, FeaturesMessage):
             first = one.batch.steps.first_seq
             rows += range(first, first + len(one.batch.steps))
             for drop in one.drops:
-                declared |= {*range(drop.first_seq, drop.first_seq + drop.count)}
+                lost = range(drop.first_seq, drop.first_seq + drop.count)
+                declared.update(dict.fromkeys(lost, drop.reason.value))
     return rows, declared
 
 
@@ -57,7 +59,7 @@ def test_without_a_folder_there_is_no_recorder():
         serve(Settings())
 
 
-def test_a_killed_recorder_costs_a_chunk_that_the_next_file_declares(tmp_path, flags):
+def test_a_killed_recorder_costs_nothing_that_the_next_one_is_not_sent_again(tmp_path, flags):
     folder = tmp_path / "recordings"
     with System(**flags) as system:
         assert "recorder" in system.settings.services()
@@ -76,10 +78,14 @@ def test_a_killed_recorder_costs_a_chunk_that_the_next_file_declares(tmp_path, f
         assert "interlatent_recorded_rows_total" in metrics
         within(10, lambda: any(isinstance(one, Document) for one in messages(folder)))
     rows, declared = rows_and_declared(folder)
-    assert len(rows) == len(set(rows)), "no row twice"
     assert set(before) <= set(rows)
-    assert set(rows) | declared == {*range(3000)}, "every row is there or said to be lost"
-    assert not set(rows) & declared
+    assert set(rows) | declared.keys() == {*range(3000)}
+    # What an agent on a busy machine lost before it reached the encoder is no fault of a recorder.
+    assert set(declared.values()) <= {"upstream"}
+    playing = Playing(recording_files([folder]))
+    played = [one.message for one in playing.messages()]
+    batches = [one.batch.steps for one in played if isinstance(one, FeaturesMessage)]
+    assert sum(len(one) for one in batches) == len(set(rows)), "what two files have comes once"
     first, *_, last = recorded_files(folder)
     assert not recording_info(first.path).complete
     assert recording_info(last.path).complete
