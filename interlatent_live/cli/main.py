@@ -14,6 +14,7 @@ from interlatent_live.cli import (
     alerts,
     audit,
     bench,
+    branch,
     claims,
     config,
     demo,
@@ -73,6 +74,7 @@ app.add_typer(keys.app)
 app.add_typer(query.app)
 app.add_typer(alerts.app)
 app.add_typer(intervene.app)
+app.command()(branch.branch)
 app.add_typer(audit.app)
 app.add_typer(users.app)
 app.add_typer(claims.app)
