@@ -41,7 +41,8 @@ def evaluate_entry(
 
     Args:
         entry: whose.
-        work: with the datasets and training seeds that ``zoo train`` left.
+        work: with the datasets and training seeds that ``zoo train`` left; without them the shipped
+            transcoders are measured, as far as their rows can be collected again.
         say: told what is being done.
         draws: of the claims' null.
         episodes: paired seeds of fidelity, where not the entry's; 0 leaves behaviour out.
@@ -51,17 +52,15 @@ def evaluate_entry(
     """
     policy = acting_policy(entry.policy, environment=entry.environment)
     chosen = transcoders_of(entry, work, policy.policy_hash)
+    settings = EvaluationSettings(
+        entry.evaluation.episodes if episodes is None else episodes,
+        entry.evaluation.seed,
+        entry.max_episode_steps,
+    )
     fidelity = {}
-    if (work / TRAINED).is_dir():
-        settings = EvaluationSettings(
-            entry.evaluation.episodes if episodes is None else episodes,
-            entry.evaluation.seed,
-            entry.max_episode_steps,
-        )
-        dataset = ActivationDataset(work / TRAINING)
-        for seeds in seeds_of(work):
-            report = evaluate(seeds, dataset, policy, settings, say)
-            fidelity[report["hook_point"]] = fidelity_of(report)
+    for seeds in _seeds(entry, policy, chosen, work, say):
+        report = evaluate(seeds, ActivationDataset(work / TRAINING), policy, settings, say)
+        fidelity[report["hook_point"]] = fidelity_of(report)
     more = _decoded_and_announced(entry, policy, chosen, work, say)
     judged = judge_entry(
         entry, {hook: one.transcoder for hook, one in chosen.items()}, work, say, draws=draws
@@ -76,6 +75,24 @@ def evaluate_entry(
         "machine": machine_facts(),
         "versions": version_facts(),
     }
+
+
+def _seeds(
+    entry: ZooEntry,
+    policy: ActingPolicy,
+    chosen: Mapping[str, LoadedTranscoder],
+    work: Path,
+    say: Callable[[str], None],
+) -> list[list[LoadedTranscoder]]:
+    """Every training seed, or else the shipped one beside the rows that it was trained on."""
+    if (work / TRAINED).is_dir():
+        return [*seeds_of(work)]
+    if entry.training.first is not None:
+        return []  # its rows come about through a first transcoder that is not here
+    training = Episodes(episodes=entry.training.episodes, seed=entry.training.seed)
+    also = entry.training.also_collect
+    collect_for(entry, policy, training, work / TRAINING, say, also=also)
+    return [[one] for one in chosen.values()]
 
 
 def _decoded_and_announced(

@@ -88,15 +88,25 @@ def make_report(entry: ZooEntry, work: Path) -> dict[str, Any]:
     """Everything that is known of an entry, as plain values.
 
     Raises:
-        UserError: when the live run or the evaluation has not been done, or was of another policy.
+        UserError: when the evaluation has not been done, or it or the live run was of another
+            policy or of other transcoders.
     """
-    live, found = _read(entry, work, LIVE, "run"), _read(entry, work, EVALUATION, "evaluate")
+    found = _read(entry, work, EVALUATION, "evaluate")
+    # An evaluation alone says what the dictionary is worth; the report then says what is missing.
+    live = _read(entry, work, LIVE, "run") if (work / LIVE).exists() else None
     policy = _policy_facts(entry)
     for name, result in ((LIVE, live), (EVALUATION, found)):
-        if result["policy_hash"] != policy["hash"]:
+        if result is not None and result["policy_hash"] != policy["hash"]:
             raise UserError(
                 f"{work / name} is of policy {result['policy_hash']}, {entry.name} has "
                 f"{policy['hash']}: run it again"
+            )
+    if live is not None:
+        ran = {hook["name"]: hook["transcoder"] for hook in live["hook_points"]}
+        if ran != found["transcoders"]:
+            raise UserError(
+                f"{work / LIVE} ran with the transcoders {ran}, {work / EVALUATION} is about "
+                f"{found['transcoders']}: run `interlatent-live zoo run {entry.name}` again"
             )
     made: dict[str, Any] = {
         "schema": SCHEMA,
@@ -108,7 +118,7 @@ def make_report(entry: ZooEntry, work: Path) -> dict[str, Any]:
         "hook_points": list(entry.hook_points),
         "metrics": len(metric_pack_for(entry.environment).specs),
         "transcoders": found["transcoders"],
-        "live": _live_facts(entry, live),
+        "live": None if live is None else _live_facts(entry, live),
         "fidelity": found["fidelity"],
         "judged": found["judged"],
         **{name: found[name] for name in ("decoding", "precursors") if name in found},
@@ -192,14 +202,7 @@ def _verified_live(live: dict[str, Any]) -> list[dict[str, Any]]:
 def not_found(made: dict[str, Any]) -> list[str]:
     """What one might have hoped for and the figures do not show, in sentences."""
     out: list[str] = []
-    live = made["live"]
-    if live["hz_reached"] < 0.95 * live["hz_wanted"]:
-        out.append(
-            f"The run did not keep its control rate: {live['hz_reached']:.1f} steps per second and "
-            f"copy where {live['hz_wanted']:g} are wanted."
-        )
-    if not live["claims"]["verified"]:
-        out.append("No claim was verified in the live run.")
+    out += _live_missing(made["live"])
     for hook, fidelity in made["fidelity"].items():
         if not fidelity["gate"]["passed"]:
             out.append(f"At `{hook}` the transcoder fails its gate: {fidelity['gate']['verdict']}")
@@ -213,6 +216,20 @@ def not_found(made: dict[str, Any]) -> list[str]:
         out += _decoding_missing(hook, decoded)
     for hook, found in made.get("precursors", {}).items():
         out += _precursors_missing(hook, found)
+    return out
+
+
+def _live_missing(live: dict[str, Any] | None) -> list[str]:
+    if live is None:
+        return ["No live run is part of this report."]
+    out = []
+    if live["hz_reached"] < 0.95 * live["hz_wanted"]:
+        out.append(
+            f"The run did not keep its control rate: {live['hz_reached']:.1f} steps per second and "
+            f"copy where {live['hz_wanted']:g} are wanted."
+        )
+    if not live["claims"]["verified"]:
+        out.append("No claim was verified in the live run.")
     return out
 
 
@@ -312,7 +329,7 @@ def _fidelity_sentence(fidelity: dict[str, Any]) -> str:
         parts.append(
             f"return {_pm(own)} of the policy, {median['return']:,.1f} through the transcoder, "
             f"{_pm(fidelity['mean_ablated_return'])} with the hook point ablated, over "
-            f"{own['episodes']} paired seeds; "
+            f"{own['episodes']} paired seeds and {median['seeds']} training seed(s); "
             + ("equivalent" if median.get("equivalent") else "not shown to be equivalent")
         )
     return "; ".join(parts)
@@ -398,11 +415,9 @@ def markdown(made: dict[str, Any]) -> str:
         "## What was not found",
         "",
         *(f"- {sentence}" for sentence in made["not_found"]),
-        "",
-        "## Live",
-        "",
-        *_live_markdown(made["name"], live),
     ]
+    if live is not None:
+        lines += ["", "## Live", "", *_live_markdown(made["name"], live)]
     for hook, judged in made["judged"].items():
         lines += ["", f"## `{hook}`", ""]
         fidelity = made["fidelity"].get(hook)

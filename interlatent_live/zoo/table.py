@@ -37,7 +37,7 @@ def zoo_table(folder: Path) -> str:
 def _rows(made: dict[str, Any]) -> list[str]:
     if "judged" not in made:
         return []
-    rows = []
+    rows, live = [], made["live"]
     for hook, judged in made["judged"].items():
         claims = judged["claims"]
         controls = [one["share"] for one in claims["controls"] if one["share"] is not None]
@@ -51,7 +51,7 @@ def _rows(made: dict[str, Any]) -> list[str]:
             f"{_percent(max(controls, default=None))} | {_figure(fvu)} | {_figure(affine)} | "
             f"{_percent(median.get('kept'))} | "
             f"{'–' if equivalent is None else 'yes' if equivalent else 'not shown'} | "
-            f"{made['live']['tap_overhead_us']:.0f} µs |"
+            f"{'–' if live is None else '{:.0f} µs'.format(live['tap_overhead_us'])} |"
         )
     return rows
 

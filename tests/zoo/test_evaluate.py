@@ -25,7 +25,7 @@ def found(small, built):
     return evaluate_entry(small, built[1], draws=19)
 
 
-def live_run(policy_hash):
+def live_run(policy_hash, transcoder="sha256:x"):
     claim = {
         "verdict": "verified",
         "label": "cart position above 1 m",
@@ -34,6 +34,7 @@ def live_run(policy_hash):
     }
     return {
         "policy_hash": policy_hash,
+        "hook_points": [{"name": "hidden.1", "transcoder": transcoder}],
         "agent": {"copies": 8, "control_hz": 100.0, "wall_s": 10.0, "episodes": 20},
         "steps": {"sent": 8000, "encoded": 8000, "dropped_declared": 0, "gaps_undeclared": 0},
         "latency_ms": {"step_to_feature": {"p50": 9.0, "p99": 20.0}},
@@ -53,7 +54,7 @@ def live_run(policy_hash):
 @pytest.fixture
 def report(small, built, found):
     work = built[1]
-    live = live_run(load_policy(small.policy).policy_hash)
+    live = live_run(load_policy(small.policy).policy_hash, found["transcoders"]["hidden.1"])
     (work / LIVE).write_text(json.dumps(live), encoding="utf-8")
     (work / EVALUATION).write_text(json.dumps(found), encoding="utf-8")
     return make_report(small, work)
@@ -138,8 +139,22 @@ def test_results_of_another_policy_and_missing_ones_are_refused(small, built, re
     (work / LIVE).write_text(json.dumps(live_run("sha256:other")), encoding="utf-8")
     with pytest.raises(UserError, match="run it again"):
         make_report(small, work)
-    with pytest.raises(UserError, match="zoo run cartpole"):
+    with pytest.raises(UserError, match="zoo evaluate cartpole"):
         make_report(small, tmp_path)
+    other = live_run(load_policy(small.policy).policy_hash)
+    (work / LIVE).write_text(json.dumps(other), encoding="utf-8")
+    with pytest.raises(UserError, match="is about"):
+        make_report(small, work)
+
+
+def test_without_a_live_run_the_report_says_so(small, found, tmp_path):
+    (tmp_path / EVALUATION).write_text(json.dumps(found), encoding="utf-8")
+    made = make_report(small, tmp_path)
+    assert made["live"] is None
+    assert made["not_found"][0] == "No live run is part of this report."
+    write_files(made, tmp_path / "out")
+    assert "## Live" not in (tmp_path / "out" / "cartpole.md").read_text(encoding="utf-8")
+    assert "| – |" in zoo_table(tmp_path / "out")
 
 
 def test_the_work_folders_own_transcoder_comes_before_the_shipped_one(small, built, tmp_path):
