@@ -23,6 +23,7 @@ from interlatent_live.console.app import Sources, make_app
 from interlatent_live.console.asking import Asking
 from interlatent_live.console.broadcast import Broadcast
 from interlatent_live.console.built_page import built_page
+from interlatent_live.console.control_link import ControlLink
 from interlatent_live.console.live import LiveHub
 from interlatent_live.console.serving import HttpServer
 from interlatent_live.errors import UserError
@@ -56,6 +57,8 @@ FEATURES: Final = 256
 ACTIVE: Final = 32
 MESSAGES_HZ: Final = 30
 HISTORY_S: Final = 60
+NOBODY: Final = "tcp://127.0.0.1:9"
+"""Where no service answers: the agent's view asks no statistics, and nobody commands."""
 STEPS_HZ: Final = 60
 """So that a minute is 3,600 points."""
 SEED: Final = 11
@@ -148,18 +151,19 @@ class _Agent:
         self._store = open_store(f"sqlite:///{self._folder.name}/store.sqlite3")
         self._hub = LiveHub()
         self._broadcast = Broadcast()
+        self._control = ControlLink(NOBODY, bytes(32))
         sources: Any = Sources(
             store=self._store,
             broadcast=self._broadcast,
             live=self._hub,
             asking=Asking(),
             token="t" * 43,
-            # Nobody answers there: the agent's view asks no statistics.
-            statistics=lambda: StatisticsClient("tcp://127.0.0.1:9", timeout_s=0.2),
+            statistics=lambda: StatisticsClient(NOBODY, timeout_s=0.2),
             health=dict,
+            control=self._control,
         )
         self._server = HttpServer(
-            make_app(sources), "127.0.0.1:0", (self._broadcast, self._hub), feeds=8
+            make_app(sources), "127.0.0.1:0", (self._broadcast, self._hub, self._control), feeds=8
         )
         self.url = self._server.url + "/"
         self._random = np.random.default_rng(SEED)
@@ -168,6 +172,7 @@ class _Agent:
         self._thread = threading.Thread(target=self._act, daemon=True)
 
     def __enter__(self) -> Self:
+        self._control.__enter__()
         self._server.__enter__()
         self._hub.take(self._batch(HISTORY_S * STEPS_HZ))
         self._thread.start()
@@ -177,6 +182,7 @@ class _Agent:
         self._ended.set()
         self._thread.join()
         self._server.__exit__(None, None, None)
+        self._control.__exit__()
         self._store.close()
         self._folder.cleanup()
 
