@@ -59,9 +59,8 @@ def replay(
     found = recording_files(files)
     selection = Selection(agent, from_s, to_s)
     playing = Playing(found, selection, lambda what: print(what, file=sys.stderr))
-    size = sum(path.stat().st_size for path in found)
     with ExitStack() as stack:
-        progress = stack.enter_context(_progress(size, playing))
+        progress = stack.enter_context(_progress(_seconds(found)))
         try:
             if into:
                 counts, state = _into(resolved, playing, pace, progress), None
@@ -87,8 +86,23 @@ def _pace(text: str) -> float | None:
     raise UserError(f"--speed {text}: give a number such as 1 or 10, or max")
 
 
+def _seconds(files: list[Path]) -> float | None:
+    """How long the recording is, by the indexes of its files; None where a file has none."""
+    from mcap.exceptions import McapError
+    from mcap.reader import make_reader
+
+    starts, ends = [], []
+    for path in files:
+        with path.open("rb") as file, contextlib.suppress(McapError, ValueError, OSError):
+            summary = make_reader(file).get_summary()
+            if summary is not None and summary.statistics is not None:
+                starts.append(summary.statistics.message_start_time)
+                ends.append(summary.statistics.message_end_time)
+    return (max(ends) - min(starts)) / 1e9 if len(ends) == len(files) else None
+
+
 @contextlib.contextmanager
-def _progress(size: int, playing: Playing) -> Iterator[Callable[[PlayCounts], None]]:
+def _progress(seconds: float | None) -> Iterator[Callable[[PlayCounts], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -97,10 +111,10 @@ def _progress(size: int, playing: Playing) -> Iterator[Callable[[PlayCounts], No
         TextColumn("{task.fields[rows]:,} rows, {task.fields[rate]:,.0f}/s"),
     )  # fmt: skip
     with Progress(*columns, console=Console(stderr=True)) as shown:
-        task = shown.add_task("replaying", total=max(size, 1), rows=0, rate=0.0)
+        task = shown.add_task("replaying", total=seconds, rows=0, rate=0.0)
 
         def told(counts: PlayCounts) -> None:
-            done = playing.bytes_read
+            done = counts.recorded_s
             shown.update(task, completed=done, rows=counts.rows, rate=counts.rows_per_s)
 
         yield told
@@ -154,15 +168,15 @@ def _into(
     from interlatent_live.services.player import Player
 
     settings = resolved.settings
-    limits, endpoints = settings.limits, settings.endpoints
+    window, endpoints = settings.limits.consumer_bytes, settings.endpoints
+    # Not to a recorder: what it plays is recorded.
+    consumers = (endpoints.correlator, endpoints.explainer, *settings.encoder.consumers)
     with Network(settings.security.keys) as network:
         try:
-            player = Player(
-                network, settings.consumers(), endpoints.encoder_feed, limits.consumer_bytes
-            )
+            player = Player(network, consumers, endpoints.encoder_feed, window)
         except UserError:
             # An encoder runs and has the feed; consumers take rows from several.
-            player = Player(network, settings.consumers(), None, limits.consumer_bytes)
+            player = Player(network, consumers, None, window)
         try:
             return player.play(
                 playing.messages(), speed=pace, stopping=lambda: False, on_progress=progress

@@ -90,8 +90,6 @@ class Playing:
     ) -> None:
         self.twice = 0
         """Rows that an earlier file had already."""
-        self.bytes_read = 0
-        """Of the files that are behind, and of those before the one being read."""
         self._files = tuple(files)
         self._selection = selection
         self._told = told
@@ -122,7 +120,6 @@ class Playing:
                             yield played
             except CorruptFileError as error:
                 self._told(str(error))
-            self.bytes_read += file.stat().st_size
         if steps and not self._features:
             raise UserError(
                 "these recordings hold activations and no features: they are an agent's spool or "

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from interlatent_live.cli.replay import _pace
+from interlatent_live.cli.replay import _pace, _seconds
 from interlatent_live.config import resolve
 from interlatent_live.errors import UserError
 from interlatent_live.pipeline.correlator import CorrelatorCore
@@ -94,6 +94,13 @@ def test_ctrl_c_ends_it_cleanly(recording):
     os.kill(process.pid, signal.SIGINT)
     process.communicate(timeout=60)
     assert process.returncode == 0
+
+
+def test_how_long_a_recording_is_stands_in_its_index(recording, tmp_path):
+    assert _seconds([recording]) == pytest.approx((EPISODES - 1) * 1.2)
+    cut_off = tmp_path / "cut.mcap"
+    cut_off.write_bytes(recording.read_bytes()[:-200])
+    assert _seconds([recording, cut_off]) is None
 
 
 def test_a_speed_is_a_number_or_max():
