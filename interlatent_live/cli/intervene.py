@@ -7,21 +7,23 @@ lease, at most ``--ttl``; Ctrl-C, a closed terminal or a lost machine end it.
 from __future__ import annotations
 
 import getpass
+import inspect
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from interlatent_live.cli.options import ConfigOption, SetOption, resolve_options
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from interlatent_live.control.client import ControlClient
-    from interlatent_live.control.commands import Operation
+    from interlatent_live.control.commands import Change, Operation
     from interlatent_live.control.wire import AgentEvent, AgentShown, Result
-    from interlatent_live.interventions.values import Kind
 
 app = typer.Typer(
     name="intervene",
@@ -30,6 +32,7 @@ app = typer.Typer(
 )
 
 RENEW_S = 0.4
+_KEYWORD = inspect.Parameter.POSITIONAL_OR_KEYWORD
 WAIT_S = 5.0
 """How long to wait for the agent to say from which step a command holds."""
 
@@ -54,6 +57,90 @@ FeaturesArgument = Annotated[
 ]
 
 
+def _option(name: str, default: object, annotation: object) -> inspect.Parameter:
+    return inspect.Parameter(name, _KEYWORD, default=default, annotation=annotation)
+
+
+_WHOM = (
+    _option("agent", "", AgentOption),
+    _option("reason", "", ReasonOption),
+    _option("config", None, ConfigOption),
+    _option("assign", None, SetOption),
+)
+_WHAT = (_option("features", inspect.Parameter.empty, FeaturesArgument),)
+_HOW = (
+    _option("ttl", 10.0, TtlOption),
+    _option("max_norm", None, NormOption),
+    _option("when", None, WhenOption),
+    _option("dry_run", default=False, annotation=DryOption),
+)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """Whom a command is for, and why."""
+
+    agent: str
+    reason: str
+    config: Path | None
+    assign: list[str] | None
+
+
+@dataclass(frozen=True)
+class _Bounds:
+    """How far and how long an intervention goes."""
+
+    ttl: float
+    max_norm: float | None
+    when: str | None
+    dry_run: bool
+
+
+def _command(make: Callable[..., None]) -> Callable[..., None]:
+    """Make a command of a function of what it asks and :class:`_Asked`."""
+
+    def command(
+        *, agent: str, reason: str, config: Path | None, assign: list[str] | None, **own: Any
+    ) -> None:
+        make(_Asked(agent, reason, config, assign), **own)
+
+    return _registered(make, command, (), _WHOM)
+
+
+def _intervention(make: Callable[..., tuple[str, float]]) -> Callable[..., None]:
+    """Make a command of a function that says what is done to the features, and how much."""
+
+    def command(
+        *, features: list[str], agent: str, reason: str, config: Path | None,
+        assign: list[str] | None, ttl: float, max_norm: float | None, when: str | None,
+        dry_run: bool, **own: Any,
+    ) -> None:  # fmt: skip
+        bounds = _Bounds(ttl, max_norm, when, dry_run)
+        kind, value = make(None, **own)
+        _intervene(_Asked(agent, reason, config, assign), features, kind, value, bounds)
+
+    return _registered(make, command, _WHAT, (*_HOW, *_WHOM))
+
+
+def _registered(
+    make: Callable[..., Any],
+    command: Callable[..., None],
+    before: tuple[inspect.Parameter, ...],
+    after: tuple[inspect.Parameter, ...],
+) -> Callable[..., None]:
+    # The first parameter is filled in here; the rest are the command's own options.
+    _, *own = inspect.signature(make, eval_str=True).parameters.values()
+    first = [one for one in own if one.default is inspect.Parameter.empty]
+    others = [one for one in own if one not in first]
+    parameters = [*before, *first, *others, *after]
+    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined] # typer reads it
+        parameters, return_annotation=None
+    )
+    command.__annotations__ = {one.name: one.annotation for one in parameters}
+    command.__name__, command.__doc__ = make.__name__, make.__doc__
+    return app.command()(command)
+
+
 @app.command("list")
 def list_(config: ConfigOption = None, assign: SetOption = None) -> None:
     """Show the agents, how they are, what is in force and what waits for an answer."""
@@ -67,195 +154,103 @@ def list_(config: ConfigOption = None, assign: SetOption = None) -> None:
         print(f"waits for a second person: {command_id}")
 
 
-@app.command()
+@_intervention
 def steer(
-    features: FeaturesArgument,
-    by: Annotated[float, typer.Option(help="What is added to each feature.")],
-    ttl: TtlOption = 10.0,
-    agent: AgentOption = "",
-    reason: ReasonOption = "",
-    max_norm: NormOption = None,
-    when: WhenOption = None,
-    dry_run: DryOption = False,
-    config: ConfigOption = None,
-    assign: SetOption = None,
-) -> None:
+    _: None, by: Annotated[float, typer.Option(help="What is added to each feature.")]
+) -> tuple[str, float]:
     """Add to features while this command runs."""
-    from interlatent_live.interventions.values import Kind
-
-    _intervene(
-        features, Kind.STEER, by, ttl, agent, reason, max_norm, when, dry_run, config, assign
-    )
+    return "steer", by
 
 
-@app.command()
+@_intervention
 def clamp(
-    features: FeaturesArgument,
-    to: Annotated[float, typer.Option(help="What each feature is held at.", min=0.0)],
-    ttl: TtlOption = 10.0,
-    agent: AgentOption = "",
-    reason: ReasonOption = "",
-    max_norm: NormOption = None,
-    when: WhenOption = None,
-    dry_run: DryOption = False,
-    config: ConfigOption = None,
-    assign: SetOption = None,
-) -> None:
+    _: None, to: Annotated[float, typer.Option(help="What each feature is held at.", min=0.0)]
+) -> tuple[str, float]:
     """Hold features at a value while this command runs."""
-    from interlatent_live.interventions.values import Kind
-
-    _intervene(
-        features, Kind.CLAMP, to, ttl, agent, reason, max_norm, when, dry_run, config, assign
-    )
+    return "clamp", to
 
 
-@app.command()
+@_intervention
 def scale(
-    features: FeaturesArgument,
-    by: Annotated[float, typer.Option(help="Factor of each feature.")],
-    ttl: TtlOption = 10.0,
-    agent: AgentOption = "",
-    reason: ReasonOption = "",
-    max_norm: NormOption = None,
-    when: WhenOption = None,
-    dry_run: DryOption = False,
-    config: ConfigOption = None,
-    assign: SetOption = None,
-) -> None:
+    _: None, by: Annotated[float, typer.Option(help="Factor of each feature.")]
+) -> tuple[str, float]:
     """Multiply features while this command runs."""
-    from interlatent_live.interventions.values import Kind
-
-    _intervene(
-        features, Kind.SCALE, by, ttl, agent, reason, max_norm, when, dry_run, config, assign
-    )
+    return "scale", by
 
 
-@app.command()
-def ablate(
-    features: FeaturesArgument,
-    ttl: TtlOption = 10.0,
-    agent: AgentOption = "",
-    reason: ReasonOption = "",
-    max_norm: NormOption = None,
-    when: WhenOption = None,
-    dry_run: DryOption = False,
-    config: ConfigOption = None,
-    assign: SetOption = None,
-) -> None:
+@_intervention
+def ablate(_: None) -> tuple[str, float]:
     """Take features out while this command runs."""
-    from interlatent_live.interventions.values import Kind
-
-    _intervene(
-        features, Kind.ABLATE, 0.0, ttl, agent, reason, max_norm, when, dry_run, config, assign
-    )
+    return "ablate", 0.0
 
 
-@app.command()
-def hold(
-    ttl: TtlOption = 60.0,
-    agent: AgentOption = "",
-    reason: ReasonOption = "",
-    config: ConfigOption = None,
-    assign: SetOption = None,
-) -> None:
+@_command
+def hold(asked: _Asked, ttl: TtlOption = 60.0) -> None:
     """Act safely instead of by the policy until resumed; after --ttl seconds it is a stop."""
     from interlatent_live.control.commands import Operation
 
-    _still(Operation.HOLD, agent, reason, ttl, config, assign)
+    _still(asked, Operation.HOLD, ttl)
 
 
-@app.command()
-def stop(
-    agent: AgentOption = "",
-    reason: ReasonOption = "",
-    config: ConfigOption = None,
-    assign: SetOption = None,
-) -> None:
+@_command
+def stop(asked: _Asked) -> None:
     """Act safely until an explicit resume; survives restarts of everything."""
     from interlatent_live.control.commands import Operation
 
-    _still(Operation.STOP, agent, reason, 60.0, config, assign)
+    _still(asked, Operation.STOP)
 
 
-@app.command()
-def revert(
-    agent: AgentOption = "",
-    reason: ReasonOption = "",
-    config: ConfigOption = None,
-    assign: SetOption = None,
-) -> None:
+@_command
+def revert(asked: _Asked) -> None:
     """End all interventions now."""
     from interlatent_live.control.commands import Operation
 
-    _still(Operation.REVERT, agent, reason, 60.0, config, assign)
+    _still(asked, Operation.REVERT)
 
 
-@app.command()
-def step(
-    agent: AgentOption = "",
-    reason: ReasonOption = "",
-    config: ConfigOption = None,
-    assign: SetOption = None,
-) -> None:
+@_command
+def step(asked: _Asked) -> None:
     """Let a held agent take one step of its policy."""
     from interlatent_live.control.commands import Operation
 
-    _energise(Operation.STEP, agent, reason, config, assign)
+    _energise(asked, Operation.STEP)
 
 
-@app.command()
-def resume(
-    agent: AgentOption = "",
-    reason: ReasonOption = "",
-    config: ConfigOption = None,
-    assign: SetOption = None,
-) -> None:
+@_command
+def resume(asked: _Asked) -> None:
     """End a hold or a stop: the policy acts again."""
     from interlatent_live.control.commands import Operation
 
-    _energise(Operation.RESUME, agent, reason, config, assign)
+    _energise(asked, Operation.RESUME)
 
 
-@app.command()
+@_command
 def approve(
-    agent: AgentOption = "",
-    reason: ReasonOption = "",
+    asked: _Asked,
     action: Annotated[
         str, typer.Option(help="Another action for the next step: numbers, with commas.")
     ] = "",
-    config: ConfigOption = None,
-    assign: SetOption = None,
 ) -> None:
     """Let an agent that asked go on, perhaps with another action for one step."""
     from interlatent_live.control.commands import Operation
 
-    _energise(Operation.APPROVE, agent, reason, config, assign, _numbers(action))
+    _energise(asked, Operation.APPROVE, _numbers(action))
 
 
-@app.command()
-def refuse(
-    agent: AgentOption = "",
-    reason: ReasonOption = "",
-    config: ConfigOption = None,
-    assign: SetOption = None,
-) -> None:
+@_command
+def refuse(asked: _Asked) -> None:
     """Tell an agent that asked no: it stays held, and then stops."""
     from interlatent_live.control.commands import Operation
 
-    _energise(Operation.REFUSE, agent, reason, config, assign)
+    _energise(asked, Operation.REFUSE)
 
 
-@app.command()
-def escalate(
-    agent: AgentOption = "",
-    reason: ReasonOption = "",
-    config: ConfigOption = None,
-    assign: SetOption = None,
-) -> None:
+@_command
+def escalate(asked: _Asked) -> None:
     """Hand an agent's question to an admin, once, with its time begun anew."""
     from interlatent_live.control.commands import Operation
 
-    _energise(Operation.ESCALATE, agent, reason, config, assign)
+    _energise(asked, Operation.ESCALATE)
 
 
 @app.command()
@@ -268,6 +263,48 @@ def second(
     with _client(config, assign) as client:
         _expect(client.second(command_id))
     print("agreed")
+
+
+@app.command()
+def experiment(
+    setup: Annotated[
+        Path, typer.Argument(help="What to show, on which policy; docs/oversight.md has one.")
+    ],
+    out: Annotated[
+        Path, typer.Option(help="Folder of the experiment; started again, it goes on there.")
+    ],
+) -> None:
+    """Test what steering a feature does: preregistered in an audit, live, beside all controls.
+
+    Example: interlatent-live intervene experiment lander.toml --out experiments/lander
+    """
+    import json
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from interlatent_live.interventions.experiment.document import PAGE, PLOT, draw, page
+    from interlatent_live.interventions.experiment.running import REPORT, run_experiment
+    from interlatent_live.interventions.experiment.setup import read_setup
+
+    plan = read_setup(setup)
+    arm_column = TextColumn("{task.fields[arm]}")
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), arm_column)
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=None, arm="")
+
+        def say(arm: str, done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total, arm=arm)
+
+        run_experiment(plan, setup.parent, out, say)
+    # What is shown is what is kept: figures as the file has them.
+    report = json.loads((out / REPORT).read_text("utf-8"))
+    (out / PAGE).write_text(page(report), encoding="utf-8")
+    draw(report, out / PLOT)
+    for one in report["hypotheses"]:
+        why = "; ".join(one["verdict"]["reasons"])
+        print(f"{one['sentence']}: {'not supported: ' + why if why else 'supported'}")
+    print(f"all of it: {out / PAGE}")
 
 
 # -------------------------------------------------------------------------------------- doing it
@@ -298,100 +335,54 @@ def _client(config: ConfigOption, assign: SetOption) -> Iterator[ControlClient]:
         yield client
 
 
-def _still(
-    operation: Operation,
-    agent: str,
-    reason: str,
-    ttl: float,
-    config: ConfigOption,
-    assign: SetOption,
-) -> None:
-    with _client(config, assign) as client:
+def _still(asked: _Asked, operation: Operation, ttl: float = 60.0) -> None:
+    with _client(asked.config, asked.assign) as client:
         # Named, it needs no look first: whatever the agent's state is, it shall be still.
-        shown = client.agent(agent) if not agent else None
-        name = agent or (shown.hello.agent if shown is not None else "")
+        name = asked.agent or client.agent().hello.agent
         client.look(follow=True)
         result = _expect(
-            client.command(operation, name, reason=reason or "from a terminal", ttl_s=ttl)
+            client.command(operation, name, reason=asked.reason or "from a terminal", ttl_s=ttl)
         )
         _say_applied(client, result, operation)
 
 
-def _energise(
-    operation: Operation,
-    agent: str,
-    reason: str,
-    config: ConfigOption,
-    assign: SetOption,
-    action: tuple[float, ...] = (),
-) -> None:
+def _energise(asked: _Asked, operation: Operation, action: tuple[float, ...] = ()) -> None:
     from interlatent_live.control.commands import ANSWERING
     from interlatent_live.errors import UserError
 
-    with _client(config, assign) as client:
-        shown = client.agent(agent)
+    with _client(asked.config, asked.assign) as client:
+        shown = client.agent(asked.agent)
         targets: tuple[str, ...] = ()
         if operation in ANSWERING:
             question = shown.state.question if shown.state is not None else None
             if question is None:
                 raise UserError(f"{shown.hello.agent} asks nothing")
             targets = (question.question_id,)
+        reason = asked.reason or "from a terminal"
         result = _expect(
-            client.command(
-                operation, shown, reason=reason or "from a terminal", targets=targets, action=action
-            )
+            client.command(operation, shown, reason=reason, targets=targets, action=action)
         )
         _say_applied(client, result, operation)
 
 
 def _intervene(
-    features: list[str],
-    kind: Kind,
-    value: float,
-    ttl: float,
-    agent: str,
-    reason: str,
-    max_norm: float | None,
-    when: str | None,
-    dry_run: bool,
-    config: ConfigOption,
-    assign: SetOption,
+    asked: _Asked, features: list[str], kind: str, value: float, bounds: _Bounds
 ) -> None:
-    from interlatent_live.control.commands import Change, Operation
-    from interlatent_live.errors import UserError
-    from interlatent_live.interventions.values import Intervention
+    from interlatent_live.control.commands import Operation
 
-    with _client(config, assign) as client:
-        shown = client.agent(agent)
-        offers = {one.name: one for one in shown.hello.hook_points}
-        changes = []
-        for text in features:
-            place, _, transcoder = text.partition("@")
-            point, _, index = place.rpartition("/")
-            offer = offers.get(point)
-            if offer is None or not index.isdecimal():
-                raise UserError(
-                    f"{text!r} is no feature that {shown.hello.agent} can be steered by; write "
-                    f"HOOK_POINT/INDEX with one of {', '.join(sorted(offers)) or 'no hook points'}"
-                )
-            changes.append(
-                Change(
-                    point,
-                    transcoder or offer.transcoder,
-                    Intervention(int(index), kind, value, predicate=when),
-                    max_norm or offer.max_norm,
-                )
-            )
+    with _client(asked.config, asked.assign) as client:
+        shown = client.agent(asked.agent)
+        changes = tuple(_change(shown, text, kind, value, bounds) for text in features)
         name = shown.hello.agent
         _expect(client.renew(name))
         result = _expect(
             client.command(
-                Operation.INTERVENE, shown, reason=reason or "from a terminal", ttl_s=ttl,
-                changes=tuple(changes), dry_run=dry_run,
+                Operation.INTERVENE, shown, reason=asked.reason or "from a terminal",
+                ttl_s=bounds.ttl, changes=changes, dry_run=bounds.dry_run,
             )
         )  # fmt: skip
         try:
-            _stay(client, name, result.command_id, ttl)
+            _stay(client, name, result.command_id, bounds.ttl)
         except KeyboardInterrupt:
             _expect(
                 client.command(
@@ -403,6 +394,29 @@ def _intervene(
                 )
             )
             print("\nreverted", flush=True)
+
+
+def _change(shown: AgentShown, text: str, kind: str, value: float, bounds: _Bounds) -> Change:
+    """The change of a feature written as ``HOOK_POINT/INDEX`` or ``HOOK_POINT/INDEX@HASH``."""
+    from interlatent_live.control.commands import Change
+    from interlatent_live.errors import UserError
+    from interlatent_live.interventions.values import Intervention, Kind
+
+    offers = {one.name: one for one in shown.hello.hook_points}
+    place, _, transcoder = text.partition("@")
+    point, _, index = place.rpartition("/")
+    offer = offers.get(point)
+    if offer is None or not index.isdecimal():
+        raise UserError(
+            f"{text!r} is no feature that {shown.hello.agent} can be steered by; write "
+            f"HOOK_POINT/INDEX with one of {', '.join(sorted(offers)) or 'no hook points'}"
+        )
+    return Change(
+        point,
+        transcoder or offer.transcoder,
+        Intervention(int(index), Kind(kind), value, predicate=bounds.when),
+        bounds.max_norm or offer.max_norm,
+    )
 
 
 def _stay(client: ControlClient, agent: str, command_id: str, ttl: float) -> None:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 DATA: Final = ("encoder", "correlator", "explainer")
 """Services that own data; control needs none of them."""
-READY_S: Final = 60.0
+READY_S: Final = 180.0
 FEATURE: Final = 3
 """The one that is steered: felt in every step."""
 
