@@ -122,7 +122,10 @@ class FeatureProfileDocument(msgspec.Struct, frozen=True):
 
 
 class ProfilesDocument(msgspec.Struct, frozen=True):
-    """Topic ``profiles``: the live features of one (run, hook point)."""
+    """Topic ``profiles``: the live features of one (run, hook point).
+
+    With all metrics, or as :func:`profiles_that_fit` says where they are many.
+    """
 
     run_id: str
     boot_id: str
@@ -318,6 +321,36 @@ def agents_that_fit(agents: list[AgentStatus], limit_bytes: int) -> list[AgentSt
             break
         kept.append(i)
     return [agents[i] for i in sorted(kept)]
+
+
+def profiles_that_fit(
+    features: list[FeatureProfileDocument], limit_bytes: int
+) -> list[FeatureProfileDocument]:
+    """Profiles in at most ``limit_bytes`` of MessagePack: each with its strongest associations.
+
+    As many of each feature as fit, by |r|; where one of each is still too much, the features that
+    are on most often. Everything there is answers to a query.
+    """
+    size = len(msgspec.msgpack.encode(features))
+    most = max((len(one.metrics) for one in features), default=0)
+    while size > limit_bytes and most > 1:
+        most = max(1, min(most - 1, most * limit_bytes // size))
+        features = [_strongest(one, most) for one in features]
+        size = len(msgspec.msgpack.encode(features))
+    while size > limit_bytes and features:
+        few = min(len(features) - 1, len(features) * limit_bytes // size)
+        densest = sorted(range(len(features)), key=lambda i: -features[i].density)[:few]
+        features = [features[i] for i in sorted(densest)]
+        size = len(msgspec.msgpack.encode(features))
+    return features
+
+
+def _strongest(feature: FeatureProfileDocument, most: int) -> FeatureProfileDocument:
+    if len(feature.metrics) <= most:
+        return feature
+    strength = [-1.0 if one.r is None else abs(one.r) for one in feature.metrics]
+    kept = sorted(range(len(strength)), key=lambda i: -strength[i])[:most]
+    return msgspec.structs.replace(feature, metrics=[feature.metrics[i] for i in sorted(kept)])
 
 
 def parse_document(topic: str, payload: dict[str, Any]) -> msgspec.Struct:

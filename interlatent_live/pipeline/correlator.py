@@ -14,6 +14,7 @@ from interlatent_live.feed.documents import (
     FeatureProfileDocument,
     MetricAssociation,
     ProfilesDocument,
+    profiles_that_fit,
 )
 from interlatent_live.statistics.config import ALL, CorrelatorConfig
 from interlatent_live.statistics.correlator import Correlator, CorrelatorState
@@ -21,6 +22,7 @@ from interlatent_live.statistics.memory import memory_bytes
 from interlatent_live.statistics.slices import CompiledSlices, SliceText, compile_slices
 from interlatent_live.statistics.watching import StreamWatch, WatchConfig
 from interlatent_live.stream import FeatureAddress, Manifest
+from interlatent_live.wire.limits import DEFAULT_LIMITS
 from interlatent_live.wire.slices import slice_features
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from interlatent_live.stream import FeatureBatch
 
 SCHEMA: Final = 1
+PROFILES_BYTES: Final = DEFAULT_LIMITS.document_bytes * 7 // 8
+"""Of the features in a document; the rest is for what else it says."""
 SILENT_NS: Final = 3600 * 10**9
 """A stream without rows for so long is taken to have been saved whole."""
 _WATCH: Final = "watch/"
@@ -502,7 +506,10 @@ class CorrelatorCore:
             transcoder=stream.transcoder,
             processed_seq=run.next_seq,
             steps=correlator.counts.rows,
-            features=_profiles(correlator.table(live, window=ALL), hook_point, stream.transcoder),
+            features=profiles_that_fit(
+                _profiles(correlator.table(live, window=ALL), hook_point, stream.transcoder),
+                PROFILES_BYTES,
+            ),
             published_ns=self._clock(),
             lost=dict(lost),
         )
