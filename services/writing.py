@@ -78,6 +78,7 @@ class WriterThread:
         self._cache = DraftCache()
         self._keys: dict[str, Key] = {}
         self._under_way = 0
+        self._probed = False
         self._done: deque[tuple[Key, Draft]] = deque()
         self._to_judge: deque[tuple[Key, Claim, Evidence]] = deque()
         self._opinions: deque[tuple[Key, int, Detection]] = deque()
@@ -205,6 +206,10 @@ class WriterThread:
 
     def _next(self) -> None:
         """Ask for the most important profiles that wait, as many as may be under way."""
+        if not self._probed:
+            self._probed = True
+            self._under_way = AT_ONCE  # until it is known how to ask
+            self._loop.create_task(self._probe()).add_done_callback(self._probe_ended)
         while self._under_way < AT_ONCE:
             request = self._queue.take(time.monotonic())
             if request is None:
@@ -229,6 +234,15 @@ class WriterThread:
             if (error := task.exception()) is not None:
                 self._log.error("a draft failed", why=f"{type(error).__name__}: {error}")
             self._next()
+
+    async def _probe(self) -> None:
+        """Find out once, before anything is asked, whether the server honours a schema."""
+        found = await self._writer.probe()
+        self._log.info("probed", writer=self.name, reachable=found.reachable, what=found.detail)
+
+    def _probe_ended(self, task: asyncio.Task[None]) -> None:
+        self._under_way -= AT_ONCE - 1
+        self._ended(task)
 
     async def _write(self, key: Key, profile: FeatureProfile) -> None:
         draft = await self._writer.write(profile)

@@ -88,6 +88,8 @@ class _Fate:
     """Broken so far that its verdict is *contradicted*: balanced accuracy clear below .6."""
     soonest: float = 0.0
     """Bouts or firings that a test of the same rate needs at least (:func:`_soonest`)."""
+    told: int | None = None
+    """The delay of a test that is told how often it fails (:func:`told_delay`)."""
 
 
 def run(*, quick: bool = False, seed: int = SEED) -> BenchReport:
@@ -106,7 +108,7 @@ def run(*, quick: bool = False, seed: int = SEED) -> BenchReport:
                 for regime, found in _regimes(stage, explainer, sizes, seed, begin):
                     fates.setdefault(regime, []).extend(found)
     rows += _withdrawal_rows(fates, sizes)
-    rows.append(_refusal_row())
+    rows += [_refusal_row(), _told_row(fates)]
     return bench_report("narration", rows)
 
 
@@ -248,7 +250,44 @@ def _fate(claim: Claim, after: Evidence, begun: int, withdrawn: int | None) -> _
         return _Fate(truth, delay)
     accuracy = score(after, feature, predicate).balanced_accuracy
     wrong = (accuracy.high or 0.0) < Bars().contradicted_below
-    return _Fate(truth, delay, wrong, _soonest(claim, after))
+    return _Fate(truth, delay, wrong, _soonest(claim, after), told_delay(claim, after, begun))
+
+
+def told_delay(claim: Claim, after: Evidence, begun: int) -> int | None:
+    """Bouts or firings until a test withdraws the claim that is told how often it now fails.
+
+    On the very events that the explainer saw: a Shiryaev–Roberts detector with the likelihood ratio
+    of the share of failures in all of ``after`` to the limit, as if every event were independent of
+    all others, and with the whole false-alarm rate on either kind of event. Such a detector is the
+    quickest of its rate to within a constant as the rate falls (Pollak & Tartakovsky, "Optimality
+    properties of the Shiryaev-Roberts procedure", Statistica Sinica, 2009); a test that must learn
+    the share, and that stays valid where failures go together, is slower. None: it never tells.
+    """
+    predicate = claim.predicate
+    if predicate is None or claim.scores is None:
+        raise ValueError("a verified claim has a predicate and scores")
+    limits = limits_of(claim.scores)
+    on = after.on(claim.address.index)
+    holds = evaluate(predicate, after.columns()).holds & after.scored
+    alarms = []
+    kinds = claim_events(on, holds, after.scored, after, limits)
+    for found, limit in zip(kinds, (limits.missing, limits.excess), strict=True):
+        failing = float(found.failure.mean()) if len(found) else 0.0
+        if failing <= limit:
+            continue
+        failing = min(failing, 1 - 1e-6)
+        gains = found.failure * np.log(failing / limit)
+        gains += (1 - found.failure) * np.log((1 - failing) / (1 - limit))
+        threshold = len(found) / len(after) * 1e6 / FALSE_WITHDRAWALS_PER_MILLION
+        m = 0.0
+        for end_ns, gain in zip(found.end_ns.tolist(), gains.tolist(), strict=True):
+            m = (m + 1) * math.exp(gain)
+            if m >= threshold:
+                alarms.append(end_ns)
+                break
+    if not alarms:
+        return None
+    return min(runs_between(one, after, begun, min(alarms)) for one in (on, holds))
 
 
 def _soonest(claim: Claim, after: Evidence) -> float:
@@ -358,6 +397,21 @@ def _withdrawal_rows(fates: dict[str, list[_Fate]], sizes: _Sizes) -> list[Bench
             )
         )
     return rows
+
+
+def _told_row(fates: dict[str, list[_Fate]]) -> BenchRow:
+    """What the rate leaves possible within 30: see :func:`told_delay`."""
+    broken = [fate for found in fates.values() for fate in found if fate.truth == "broken"]
+    told = [replace(fate, delay=fate.told) for fate in broken]
+    return bench_row(
+        "broken claims that a test of the same rate withdraws within 30 bouts or firings when it "
+        f"is told how often they fail, of {len(broken)}",
+        _share(told, 30),
+        "share",
+        reference="the explainer, which is not told",
+        reference_value=_share(broken, 30),
+        goal="shown",
+    )
 
 
 def _share(fates: Sequence[_Fate], within: float = math.inf) -> float:

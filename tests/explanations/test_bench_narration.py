@@ -77,6 +77,26 @@ def test_what_always_fails_can_be_told_soon_and_what_holds_never(stage):
     assert 0 < mostly < np.inf
 
 
+def test_a_test_that_is_told_the_truth_tells_what_is_broken_and_never_what_holds(stage):
+    evidence = stage.evidence(16, 40)
+    feature = int(np.argmax(np.where(evidence.density() < 0.4, evidence.density(), 0)))
+    begun = int(evidence.time_ns.min())
+
+    def told(text, recall):
+        one = claim(evidence, feature, text)
+        found = score(evidence, feature, one.predicate)
+        before = replace(found, recall=recall, firings=found.on_rows)
+        return bench.told_delay(replace(one, scores=before), evidence, begun)
+
+    assert told("cart_position > 100", 0.95) == 0, "it never fires"
+    always = told("cart_position > -100", 0.95)
+    assert always is not None
+    # That a feature this common is off is allowed in half of the firings, and none is missed.
+    on = evidence.density()[feature]
+    assert (always > 0) == (on < 0.5)
+    assert bench._told_row({"sign": [bench._Fate("broken", 80, told=20)]}).value == 1.0
+
+
 def test_shares_count_what_fell_in_time():
     fates = [bench._Fate("broken", delay) for delay in (10, 30, 80, None)]
     assert bench._share(fates, 30) == 0.5

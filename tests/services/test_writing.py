@@ -30,7 +30,7 @@ class Server:
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
 
     async def _run(self):
-        async with fake_llm(*self._script) as self.llm:
+        async with fake_llm(*self._script, ready=True) as self.llm:
             self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
             self._ready.set()
             await self._stop.wait()
@@ -77,8 +77,8 @@ def test_drafts_come_back_under_their_keys(kind, monkeypatch):
     assert draft.writer.startswith(kind)
     assert draft.predicate is not None
     assert "> 0.5" in to_text(draft.predicate)
-    assert len(llm.requests) >= 1
-    assert (costs.requests, costs.input_tokens, costs.output_tokens) == (1, 100, 20)
+    assert (llm.probes, len(llm.requests)) == (1, 1), "how to ask was found out once, before"
+    assert (costs.requests, costs.input_tokens, costs.output_tokens) == (2, 200, 40)
     assert [claim.requests for claim in costs.claims] == [1]
     assert costs.dollars <= costs.limit_dollars
     assert costs.dollars_per_hour is None, "not told in the first minute"
@@ -98,7 +98,7 @@ def test_an_equal_profile_is_answered_from_the_cache(monkeypatch):
             writer.stop()
     assert key == ("two", "hook", 3)
     assert draft.writer.startswith("openai")
-    assert len(llm.requests) == 1
+    assert (llm.probes, len(llm.requests)) == (1, 1)
 
 
 @pytest.mark.parametrize("priced", [False, True])
@@ -127,14 +127,16 @@ def test_a_second_opinion_is_asked_for_and_a_limit_refuses_it(priced, monkeypatc
         assert (opinion.steps, opinion.balanced_accuracy.value) == (0, None)
         assert "limit" in opinion.balanced_accuracy.reason
         assert (costs.requests, costs.refused) == (0, {"limit": 1})
+        assert llm.probes == 0
         assert (costs.claims, cost) == ([], None)
     else:
-        assert (opinion.asked, opinion.failed, costs.requests) == (4, 0, 4)
+        assert (opinion.asked, opinion.failed, costs.requests) == (4, 0, 4 + llm.probes)
         assert 0 <= opinion.balanced_accuracy.value <= 1
-        # Booked on the claim, and the claims' costs add up to all that was spent.
+        # Booked on the claim, and the claims' costs and the probe's add up to all that was spent.
         assert costs.claims == [cost]
         assert (cost.address, cost.requests, cost.opinion_requests) == (str(claim.address), 4, 4)
-        assert (cost.input_tokens, cost.output_tokens) == (costs.input_tokens, costs.output_tokens)
+        assert cost.input_tokens + 100 == costs.input_tokens
+        assert cost.output_tokens + 20 == costs.output_tokens
 
 
 def test_what_the_words_of_a_claim_and_the_opinions_of_them_cost_is_told_apart(monkeypatch):
@@ -160,7 +162,7 @@ def test_what_the_words_of_a_claim_and_the_opinions_of_them_cost_is_told_apart(m
     assert cost.opinion_dollars == pytest.approx(4 * (100 * 10 + 20 * 100) / 1e6)
     # The server never said what the failed request used, so that counts as the most it can be.
     assert cost.dollars > 1.25 * cost.opinion_dollars
-    assert costs.dollars == pytest.approx(cost.dollars)
+    assert costs.dollars == pytest.approx(cost.dollars + (100 * 10 + 20 * 100) / 1e6)
 
 
 def claims_and_rows():
@@ -183,7 +185,7 @@ def test_costs_are_exported(monkeypatch):
         finally:
             writer.stop()
     text = generate_latest(registry).decode()
-    assert "interlatent_writer_requests_total 1.0" in text
+    assert "interlatent_writer_requests_total 2.0" in text
     assert "interlatent_writer_dollars_limit 0.0" in text
     assert 'interlatent_writer_tokens_total{direction="input"}' in text
 

@@ -21,9 +21,14 @@ GOOD = {
 
 @dataclass
 class FakeLlm:
-    """``script`` is what the next requests meet: answers (dict or str) or the name of a fault."""
+    """``script`` is what the next requests meet: answers (dict or str) or the name of a fault.
+
+    With ``ready`` the probe of a writer is answered beside the script, and only counted.
+    """
 
     script: list = field(default_factory=list)
+    ready: bool = False
+    probes: int = 0
     requests: list = field(default_factory=list)
     port: int = 0
 
@@ -44,9 +49,13 @@ class FakeLlm:
                 if line.lower().startswith("content-length")
             )
             body = json.loads(await reader.readexactly(length))
+            path = head.split()[1]
+            if self.ready and "ready" in str(body["messages"][-1]):
+                self.probes += 1
+                await self._answer(writer, path, {"ready": True})
+                return
             self.requests.append(body)
             step = self.script.pop(0) if self.script else GOOD
-            path = head.split()[1]
             await self._answer(writer, path, step)
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
@@ -114,8 +123,8 @@ class FakeLlm:
 
 
 @asynccontextmanager
-async def fake_llm(*script):
-    fake = FakeLlm(list(script))
+async def fake_llm(*script, ready=False):
+    fake = FakeLlm(list(script), ready=ready)
     server = await asyncio.start_server(fake.serve, "127.0.0.1", 0)
     fake.port = server.sockets[0].getsockname()[1]
     try:
