@@ -411,8 +411,7 @@ def test_hostile_words_of_people_and_links_stay_words(opened, console, walker):
     assert any(row["body"].get("reason") == markup for row in audit(console))
 
 
-@pytest.mark.parametrize("scheme", ["dark", "light"])
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize(("scheme", "width"), [("dark", 1280), ("light", 390)])
 def test_stepping_in_has_no_serious_barrier(opened, console, walker, scheme, width):
     size = {"width": width, "height": 800}
     one = opened(console.url, color_scheme=scheme, viewport=size)

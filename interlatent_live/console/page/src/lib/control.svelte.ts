@@ -249,12 +249,15 @@ export class Control {
     keepLeases(this.leased);
   }
 
+  /** What an agent no longer says is in force needs no lease; who says nothing has ended nothing. */
   private forgetEnded(document: ControlDocument): void {
     if (this.leased.size === 0) return;
-    const active = new Set(document.agents.flatMap((one) => (one.state?.active ?? []).map((it) => it.command_id)));
+    const states = document.agents.filter((one) => one.state !== null);
+    const speaks = new Set(states.map((one) => one.agent));
+    const active = new Set(states.flatMap((one) => one.state!.active.map((it) => it.command_id)));
     const left = [...this.leased]
-      .filter(([id, one]) => active.has(id) || (!one.seen && one.until > Date.now()))
-      .map(([id, one]): [string, Leased] => [id, { ...one, seen: active.has(id) }]);
+      .filter(([id, one]) => active.has(id) || ((!one.seen || !speaks.has(one.agent)) && one.until > Date.now()))
+      .map(([id, one]): [string, Leased] => [id, { ...one, seen: one.seen || active.has(id) }]);
     this.leased = new Map(left);
     keepLeases(this.leased);
   }
