@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from interlatent_live.agent.control import ControlOptions
-    from interlatent_live.agent.shadow import ShadowOptions
+    from interlatent_live.agent.shadow_values import ShadowOptions
     from interlatent_live.transcoders.native import LoadedTranscoder
     from interlatent_live.wire.keys import ClientKeys
 

@@ -16,7 +16,7 @@ from interlatent_live.explanations.requests import EffectMeasured, EffectOnActio
 from interlatent_live.wire.sockets import connect_dealer, send_message
 
 if TYPE_CHECKING:
-    from interlatent_live.agent.shadow import MeasuredFeature
+    from interlatent_live.agent.shadow_values import MeasuredFeature
     from interlatent_live.explanations.scores import Interval
     from interlatent_live.wire.keys import ClientKeys
 

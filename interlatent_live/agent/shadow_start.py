@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-from interlatent_live.agent.shadow import ShadowWorker
+from interlatent_live.agent.shadow import begin_shadow
 from interlatent_live.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def start_shadow(
     if options is None:
         raise ValueError("the tap has no shadow options")
     link = _link(tap)
-    worker = ShadowWorker(
+    worker = begin_shadow(
         policy,
         hook_points,
         options,

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from interlatent_live.agent.control import AgentControl
     from interlatent_live.agent.metrics import MetricPack
     from interlatent_live.agent.ring import Ring
-    from interlatent_live.agent.shadow import ShadowWorker
+    from interlatent_live.agent.shadow_values import ShadowWorker
     from interlatent_live.agent.writer import Lane
     from interlatent_live.stream import MetricSpec, StepBatch
 

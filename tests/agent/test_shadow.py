@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 import threading
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from interlatent_live import attach
+from interlatent_live.agent import shadow_thread
 from interlatent_live.agent.shadow import ShadowOptions
 from interlatent_live.agent.shadow_link import report_of
 from interlatent_live.errors import MismatchError, UserError
@@ -15,55 +21,21 @@ from interlatent_live.policies.hashing import policy_hash
 from interlatent_live.transcoders.config import Architecture, TranscoderConfig
 from interlatent_live.transcoders.native import LoadedTranscoder, Provenance
 from interlatent_live.transcoders.transcoder import Transcoder
+from tests.support.shadow_policies import (
+    WIDTH,
+    Normalised,
+    NumpyNoise,
+    OddTensor,
+    Recurrent,
+    Stochastic,
+)
 
-WIDTH, FEATURES = 8, 6
-
-
-class Stochastic(nn.Module):
-    """Draws its action in the forward."""
-
-    def __init__(self):
-        super().__init__()
-        self.body = nn.Linear(4, WIDTH)
-        self.head = nn.Linear(WIDTH, 3)
-
-    def forward(self, observation):
-        logits = self.head(torch.tanh(self.body(observation)))
-        self.action = torch.distributions.Categorical(logits=logits).sample()
-        return logits
+FEATURES = 6
 
 
-class Recurrent(nn.Module):
-    """Hands its hidden state on."""
-
-    def __init__(self):
-        super().__init__()
-        self.body = nn.Linear(4, WIDTH)
-        self.memory = nn.GRUCell(WIDTH, WIDTH)
-        self.head = nn.Linear(WIDTH, 3)
-        self.hidden = torch.zeros(2, WIDTH)
-
-    def forward(self, observation):
-        self.hidden = self.memory(torch.tanh(self.body(observation)), self.hidden)
-        logits = self.head(self.hidden)
-        self.action = logits.argmax(-1)
-        return logits
-
-
-class Normalised(nn.Module):
-    """Its running statistics change while it acts, as they do in training mode."""
-
-    def __init__(self):
-        super().__init__()
-        self.body = nn.Linear(4, WIDTH)
-        self.norm = nn.BatchNorm1d(WIDTH)
-        self.head = nn.Linear(WIDTH, 3)
-        self.train()
-
-    def forward(self, observation):
-        logits = self.head(torch.relu(self.norm(self.body(observation))))
-        self.action = logits.argmax(-1)
-        return logits
+@pytest.fixture(autouse=True)
+def a_thread_that_takes_all_the_time_it_needs(monkeypatch):
+    monkeypatch.setattr(shadow_thread, "DUTY", 0.99)
 
 
 def made(kind):
@@ -89,13 +61,15 @@ def transcoder(policy, name="body"):
     )
 
 
-def act(policy, steps, tap=None):
+def act(policy, steps, tap=None, halfway=lambda: None):
     """Actions of a seeded run, and the shared generators' states afterwards."""
     torch.manual_seed(3)
     random = np.random.default_rng(5)
     actions = []
     with torch.no_grad():
         for step in range(steps):
+            if step == steps // 2:
+                halfway()
             policy(torch.from_numpy(random.normal(size=(2, 4)).astype(np.float32)))
             actions.append(policy.action.clone())
             if tap is not None:
@@ -104,15 +78,15 @@ def act(policy, steps, tap=None):
     return torch.stack(actions), torch.get_rng_state()
 
 
-def watched(policy, **options):
-    shadow = ShadowOptions(
-        transcoders={"body": transcoder(policy)},
-        sample_every=2,
-        period_s=0.001,
-        controls=10,
-        steps=16,
-        **options,
-    )
+def watched(policy, found=None, **options):
+    # On a busy machine the lowest priority would get no time at all to import torch in.
+    numbers = {
+        "sample_every": 2,
+        "period_s": 0.001,
+        "controls": 10,
+        "steps": 16,
+        "nice": 1,
+    } | options
     return attach(
         policy,
         ["body"],
@@ -121,21 +95,53 @@ def watched(policy, **options):
         env_count=2,
         autoreset="next_step",
         actions=("left", "stay", "right"),
-        shadow=shadow,
+        shadow=ShadowOptions(transcoders={"body": found or transcoder(policy)}, **numbers),
         strict=True,
     )
 
 
-@pytest.mark.parametrize("kind", [Stochastic, Recurrent, Normalised])
-def test_the_action_sequence_is_the_same_to_the_bit_while_the_shadow_measures(kind):
+def wait_for(what, within_s=200.0):
+    until = time.monotonic() + within_s
+    while not (found := what()):
+        assert time.monotonic() < until, "it did not come in time"
+        time.sleep(0.02)
+    return found
+
+
+KINDS = [Stochastic, Recurrent, Normalised, NumpyNoise]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_action_sequence_is_the_same_to_the_bit_beside_a_shadow_in_a_process(kind):
+    np.random.seed(1)  # noqa: NPY002 - what NumpyNoise draws from
     expected, state = act(made(kind), 600)
     policy = made(kind)
+    np.random.seed(1)  # noqa: NPY002 - likewise
     with watched(policy) as tap:
+        shadow = tap.shadow
+        # The second half acts while it measures.
+        got, after = act(policy, 600, tap, lambda: wait_for(shadow.reports))
+        assert (shadow.off, shadow.faults, shadow.in_thread_because) == ("", 0, "")
+        assert shadow.left_out == 0
+        pid = shadow.pid
+        assert os.getpriority(os.PRIO_PROCESS, pid) == 1
+    assert torch.equal(got, expected)
+    assert torch.equal(after, state)
+    assert not any(t.name == "interlatent-shadow" for t in threading.enumerate())
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+@pytest.mark.parametrize("kind", KINDS[:3])
+def test_the_action_sequence_is_the_same_to_the_bit_beside_a_shadow_on_a_thread(kind):
+    expected, state = act(made(kind), 600)
+    policy = made(kind)
+    with watched(policy, process=False) as tap:
         got, after = act(policy, 600, tap)
-        for _ in range(3):
-            tap.shadow.measure_next()
+        assert tap.shadow.measure_next()
         assert tap.shadow.reports()
         assert (tap.shadow.off, tap.shadow.faults) == ("", 0)
+        assert tap.shadow.in_thread_because == "it was asked for"
     assert torch.equal(got, expected)
     assert torch.equal(after, state)
     assert not any(t.name == "interlatent-shadow" for t in threading.enumerate())
@@ -143,7 +149,6 @@ def test_the_action_sequence_is_the_same_to_the_bit_while_the_shadow_measures(ki
 
 def test_the_effect_of_a_feature_is_the_one_that_was_planted():
     policy = made(Normalised).eval()
-    found = transcoder(policy)
     with torch.no_grad():
         # Feature 0 writes to unit 0 alone, which pushes to the right and nowhere else.
         policy.norm.weight[0] = 1.0
@@ -152,24 +157,14 @@ def test_the_effect_of_a_feature_is_the_one_that_was_planted():
         found = transcoder(policy)
         found.transcoder.W_dec[0] = 0.0
         found.transcoder.W_dec[0, 0] = 1.0
-    shadow = ShadowOptions(transcoders={"body": found}, sample_every=1, period_s=60.0)
-    tap = attach(
-        policy,
-        ["body"],
-        metrics=["m"],
-        endpoint=None,
-        env_count=2,
-        autoreset="next_step",
-        actions=("left", "stay", "right"),
-        shadow=shadow,
-    )
-    with tap:
+    numbers = {"sample_every": 1, "controls": 100, "steps": 48}
+    with watched(policy, found, **numbers) as tap:
         act(policy, 200, tap)
-        reports = {}
-        for _ in range(FEATURES):
-            measured = tap.shadow.measure_next()
-            reports[measured.feature] = measured
-    left, _, right = reports[0].effects
+        (measured,) = wait_for(lambda: [one for one in tap.shadow.reports() if one.feature == 0])
+    with watched(policy, found, process=False, period_s=60.0, **numbers) as tap:
+        act(policy, 200, tap)
+        by_thread = {one.feature: one for one in (tap.shadow.measure_next() for _ in range(6))}[0]
+    left, _, right = measured.effects
     assert right.effect.low > 0 > left.effect.high
     assert right.controls == 100
     assert set(right.percentile) == {
@@ -180,27 +175,115 @@ def test_the_effect_of_a_feature_is_the_one_that_was_planted():
         "constant bias",
     }
     assert right.percentile["isotropic"].value >= 95
-    assert reports[0].episodes >= 3
-    sent = report_of(reports[0], tap.run_id, ("left", "stay", "right"))
+    assert measured.episodes >= 3
+    assert by_thread.effects[2].effect.value == pytest.approx(right.effect.value, rel=0.2)
+    sent = report_of(measured, tap.run_id, ("left", "stay", "right"))
     assert [one.action for one in sent.effects] == ["left", "stay", "right"]
 
 
-class NumpyNoise(Stochastic):
-    def forward(self, observation):
-        return super().forward(observation) + np.random.normal()  # noqa: NPY002 - on purpose
-
-
-def test_a_policy_that_draws_from_numpys_shared_generator_has_no_shadow():
+def test_a_policy_that_draws_from_numpys_shared_generator_has_no_shadow_on_a_thread():
     policy = made(NumpyNoise)
-    np.random.seed(1)  # noqa: NPY002 - likewise
+    np.random.seed(1)  # noqa: NPY002 - what it draws from
     expected, _ = act(policy, 40)
     policy = made(NumpyNoise)
     np.random.seed(1)  # noqa: NPY002 - likewise
-    with watched(policy) as tap:
+    with watched(policy, process=False) as tap:
         got, _ = act(policy, 40, tap)
         assert "NumPy" in tap.shadow.off
         assert tap.shadow.reports() == ()
     assert torch.equal(got, expected)
+
+
+def test_a_policy_that_no_other_process_can_rebuild_is_measured_on_a_thread_which_says_why(caplog):
+    class Local(Stochastic):
+        """Nobody can import it."""
+
+    policy = made(Local)
+    with watched(policy) as tap:
+        assert "Local" in tap.shadow.in_thread_because
+        assert "for a hundredth of its time" in caplog.text
+        act(policy, 60, tap)
+        assert tap.shadow.measure_next()
+
+
+@pytest.mark.parametrize("process", [True, False])
+def test_other_weights_end_the_shadow_because_no_transcoder_is_theirs(process):
+    policy = made(Stochastic)
+    with watched(policy, process=process) as tap:
+        act(policy, 40, tap)
+        wait_for(tap.shadow.reports)
+        with torch.no_grad():
+            policy.head.weight += 0.1
+        act(policy, 8, tap)
+        wait_for(lambda: "weights changed" in tap.shadow.off)
+
+
+@pytest.mark.parametrize("process", [True, False])
+def test_weights_that_were_written_anew_without_a_change_go_on_being_measured(process):
+    policy = made(Stochastic)
+    with watched(policy, process=process) as tap:
+        act(policy, 40, tap)
+        wait_for(tap.shadow.reports)
+        with torch.no_grad():
+            policy.head.weight += 0.0
+        before = sum(one.steps for one in tap.shadow.reports())
+        act(policy, 40, tap)
+        wait_for(lambda: sum(one.steps for one in tap.shadow.reports()) > before)
+        assert tap.shadow.off == ""
+
+
+def test_what_cannot_go_into_shared_memory_ends_the_shadow_with_a_reason():
+    policy = made(Stochastic)
+    with watched(policy, sample_every=1) as tap:
+        with torch.no_grad():
+            policy(OddTensor(torch.zeros(2, 4)))
+        wait_for(lambda: "OddTensor" in tap.shadow.off)
+    assert tap.shadow.faults == 0
+
+
+AGENT = """
+import sys, time
+import torch
+from tests.agent.test_shadow import act, made, wait_for, watched
+from tests.support.shadow_policies import Stochastic
+
+policy = made(Stochastic)
+tap = watched(policy)
+act(policy, 40, tap)
+wait_for(tap.shadow.reports)
+print(tap.shadow.pid, flush=True)
+time.sleep(300)
+"""
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT])
+def test_its_process_ends_with_the_agent_however_that_ends(end):
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", AGENT]
+    with subprocess.Popen(
+        command,
+        cwd=root,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        env=os.environ | {"PYTHONPATH": str(root)},
+    ) as agent:
+        try:
+            pid = int(agent.stdout.readline())
+            os.killpg(agent.pid, end)  # as the terminal does it
+            _, errors = agent.communicate(timeout=30)
+        finally:
+            agent.kill()
+    assert errors.count(b"Traceback") == (end == signal.SIGINT), "the agent's own, if any"
+
+    def gone():
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z"
+
+    wait_for(gone, 10)
 
 
 def test_what_cannot_be_measured_is_refused_at_once():
@@ -221,5 +304,6 @@ def test_what_cannot_be_measured_is_refused_at_once():
             endpoint=None,
             shadow=ShadowOptions(transcoders={"head": transcoder(policy, "head")}),
         )
+    assert ShadowOptions(transcoders={}).nice == 19
     with pytest.raises(UserError, match="sample_every is 0"):
         ShadowOptions(transcoders={}, sample_every=0)

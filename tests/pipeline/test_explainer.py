@@ -131,6 +131,10 @@ def test_a_calibration_with_other_metrics_is_not_used():
     explainer.prepare()
     said = manifest(metrics=manifest().metrics[:2])
     explainer.hello(said, {HOOK: TRANSCODER})
+    batch = next(iter(episodes(1, start_ns=SECOND)))
+    explainer.features(
+        replace(batch, steps=replace(batch.steps, metrics=batch.steps.metrics[:, :2]))
+    )
     assert finish(explainer, documents)[-1].claims == []
 
 
@@ -171,6 +175,20 @@ def test_all_runs_together_hold_no_more_rows_than_one_limit_allows():
     assert explainer.evidence_bytes > limit / 4
     assert explainer.inquiries <= MOST_ENDED + 1
     assert len({one.run_id for one in documents if one.final}) == runs
+
+
+def test_runs_without_rows_take_no_part_of_the_memory_and_no_turn():
+    clock = Clock()
+    explainer = core(clock, calibrated=False, draws=0)
+    explainer.hello(manifest(), {HOOK: TRANSCODER})
+    for number in range(50):
+        silent = manifest(run_id=f"silent-{number}", boot_id=f"silent-{number}")
+        explainer.hello(silent, {HOOK: TRANSCODER})
+    drive(explainer, clock, episodes(2), [])
+    assert explainer.inquiries == 1
+    explainer.goodbye("silent-7")
+    with pytest.raises(UserError, match="before its manifest"):
+        explainer.features(next(iter(episodes(1, run_id="silent-7", boot_id="silent-7"))))
 
 
 def test_a_model_is_asked_once_per_feature_and_its_draft_is_checked_beside_what_stands():

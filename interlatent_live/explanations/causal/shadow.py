@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -28,6 +29,7 @@ from interlatent_live.explanations.causal.effects import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from numpy.typing import NDArray
     from torch import Tensor, nn
@@ -98,7 +100,8 @@ class Shadow:
     """Runs a copy of a policy with a hook point's output shifted.
 
     ``policy`` maps what it is called with to outputs [n, A]; ``hook_point`` is a dotted module
-    name. ``read`` takes the action's values out of what the policy returns.
+    name. ``read`` takes the action's values out of what the policy returns. Without ``own_random``
+    its draws come from the generators of the process, for one that nobody else draws in.
 
     Raises:
         ValueError: when the policy has no such module.
@@ -111,14 +114,15 @@ class Shadow:
         *,
         read: Callable[[Any], Tensor] | None = None,
         seed: int = 0,
+        own_random: bool = True,
     ) -> None:
-        self._policy = _copy_without_hooks(policy).eval().requires_grad_(requires_grad=False)
-        modules = dict(self._policy.named_modules())
+        self.policy = _copy_without_hooks(policy).eval().requires_grad_(requires_grad=False)
+        modules = dict(self.policy.named_modules())
         if hook_point not in modules:
             raise ValueError(f"the policy has no module {hook_point!r}")
         self._module = modules[hook_point]
         self._read = read or (lambda out: out)
-        self._random = OwnRandom(seed)
+        self._random: AbstractContextManager[Any] = OwnRandom(seed) if own_random else nullcontext()
 
     def outputs(self, observations: Tensor | Call, shift: Tensor | None = None) -> Tensor:
         """[n, A] outputs with ``shift`` [n, d_out] or [d_out] added at the hook point."""
@@ -183,8 +187,8 @@ class Shadow:
 
     def _call(self, observations: Tensor | Call) -> Tensor:
         if isinstance(observations, Call):
-            return self._read(self._policy(*observations.args, **observations.kwargs))
-        return self._read(self._policy(observations))
+            return self._read(self.policy(*observations.args, **observations.kwargs))
+        return self._read(self.policy(observations))
 
 
 def shadow_effect(
