@@ -8,8 +8,9 @@ a page shows steps or an intervention is in force.
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict, deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 BLOCK_STEPS: Final = 32
 MOST_SPANS: Final = 1024
 MOST_BOOTS: Final = 256
+LONGEST_S: Final = 600.0
+"""Steps are taken in for an intervention no longer than this, unless a page shows them."""
 _BLOCK_BYTES: Final = 400
 
 
@@ -59,6 +62,7 @@ class Span:
     first: int
     end: int | None = None
     """First row that was the policy's own again; None while it is in force."""
+    began_s: float = field(default_factory=time.monotonic, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +109,11 @@ class StepHistory:
     @property
     def wanted(self) -> bool:
         """Whether an intervention is in force, so that steps are to be taken in."""
-        return any(span.end is None for span in list(self._spans.values())[-8:])
+        # An agent that died never says that one ended.
+        recent = time.monotonic() - LONGEST_S
+        return any(
+            span.end is None and span.began_s > recent for span in list(self._spans.values())[-8:]
+        )
 
     def describe(self, document: AgentsDocument) -> None:
         """Learn what metrics are called."""

@@ -69,7 +69,7 @@ class LiveScreen:
 
     def up(self, url: str) -> None:
         """Leave the console's address above the screen, and open its page if wanted."""
-        self._live.console.print(_console_line(url), highlight=False)
+        self._live.console.print(_console_line(url), highlight=False, soft_wrap=True)
         if self._open_page:
             self._open(url)
 
@@ -126,7 +126,7 @@ class PlainScreen:
 
     def up(self, url: str) -> None:
         """Leave the console's address above the bar."""
-        self._progress.console.print(_console_line(url), highlight=False)
+        self._progress.console.print(_console_line(url), highlight=False, soft_wrap=True)
 
     def update(self, state: FeedState) -> None:
         """Move the bar to the steps that the encoder has encoded."""
