@@ -467,6 +467,11 @@ class Settings(BaseSettings):
             "encoder": (
                 Buffer("steps not yet acknowledged", limits.agent_bytes, limits.agents),
                 Buffer("features not yet acknowledged", limits.consumer_bytes, limits.consumers),
+                *(
+                    ()
+                    if self.recorder.folder is None
+                    else (Buffer("features kept to be sent again", limits.consumer_bytes),)
+                ),
                 Buffer("message being decoded", limits.message_bytes),
                 viewers,
             ),
