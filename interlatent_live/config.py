@@ -276,6 +276,9 @@ class ExplainerSettings(_Section):
     narrate_every_s: Seconds = 4.0
     calibration: Path | None = None
     """Recording that claims are proposed from; none: they are proposed from early episodes."""
+    looks: Paths = ()
+    """Recordings that are being replayed: claims are scored at the very rows at which they were
+    scored then, and the time is the recording's. `interlatent-live replay` sets it."""
     block_steps: Annotated[int, Field(ge=20)] | None = None
     """Steps after which an episode that goes on counts as another one, for claims; none: 20
     autocorrelation times of the slowest metric, in runs whose episodes do not end."""
