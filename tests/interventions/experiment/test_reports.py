@@ -1,4 +1,4 @@
-"""The experiments that are documented: their setups are whole, their pages say what the data say."""
+"""The documented experiments: their setups are whole, their pages say what the data say."""
 
 import json
 from pathlib import Path
