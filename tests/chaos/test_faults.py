@@ -8,7 +8,12 @@ import pytest
 
 from interlatent_live.bench.chaos.bench import put_to_the_path
 from interlatent_live.bench.chaos.faults.disk import DiskFull
-from interlatent_live.bench.chaos.faults.many import EncoderOutOfDescriptors, SupervisorFrozen
+from interlatent_live.bench.chaos.faults.many import (
+    EncoderOutOfDescriptors,
+    ManyAgents,
+    SupervisorFrozen,
+)
+from interlatent_live.bench.chaos.faults.modes import ClockJumpsBack
 from interlatent_live.bench.chaos.faults.network import Cuts
 from interlatent_live.bench.chaos.faults.processes import EncoderKilled
 
@@ -31,6 +36,12 @@ def test_what_runs_out_costs_what_is_declared_and_comes_back() -> None:
     rows = put_to_the_path(faults, 2.0, lambda _: None)
     check(rows)
     assert [row.complaints for row in rows] == [()] * len(rows)
+
+
+def test_a_thousand_agents_and_a_clock_that_jumps_back_are_lived_through() -> None:
+    rows = put_to_the_path((ManyAgents, ClockJumpsBack), 2.0, lambda _: None)
+    check(rows)
+    assert not any("not let in" in said for row in rows for said in row.complaints)
 
 
 def check(rows: list[FaultRow]) -> None:
