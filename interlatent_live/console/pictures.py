@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Final
 
 from fastapi import APIRouter, HTTPException, Response
 
-from interlatent_live.control.desk import may_speak
 from interlatent_live.errors import WireError
 from interlatent_live.wire.codec import decode
 from interlatent_live.wire.limits import Limits
 from interlatent_live.wire.messages import Picture
 from interlatent_live.wire.sockets import SocketTuning
+from interlatent_live.wire.speaking import may_speak
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -42,6 +42,7 @@ from interlatent_live.control.wire import (
     Submit,
     Told,
 )
+from interlatent_live.wire.speaking import may_speak
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -498,15 +499,6 @@ class ControlDesk:
         out = list(self._out)
         self._out.clear()
         return out
-
-
-def may_speak(user_id: str, agent: str) -> bool:
-    """Whether a connection's key may speak for an agent; without keys only this machine connects.
-
-    As for streams (:func:`interlatent_live.wire.security.speaks_for`).
-    """
-    role, _, rest = user_id.partition("/")
-    return not user_id or role == "service" or (role, rest.rpartition("/")[0]) == ("agent", agent)
 
 
 def _kind(event: AgentEvent) -> str:

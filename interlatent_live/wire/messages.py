@@ -493,66 +493,6 @@ class Heartbeat(
     sent_ns: Clock
 
 
-class Command(StrEnum):
-    """What a control message may ask for (reserved in version 1)."""
-
-    HOLD = "hold"
-    STOP = "stop"
-    RESUME = "resume"
-    REVERT = "revert"
-    STEER = "steer"
-    CLAMP = "clamp"
-    SCALE = "scale"
-    ABLATE = "ablate"
-    RENEW = "renew"
-
-
-class Control(
-    Message,
-    frozen=True,
-    forbid_unknown_fields=True,
-    kw_only=True,
-    rename={"command_id": "id", "run_id": "run", "sent_ns": "sent"},
-):
-    """A command to an agent, on a connection of its own (reserved in version 1).
-
-    ``features`` are addresses, ``amount`` the dose within ``bound``; commands expire ``ttl_ms``
-    after they took effect.
-    """
-
-    command_id: Name
-    run_id: Name
-    agent: Name
-    command: Command
-    actor: Name
-    reason: Text
-    ttl_ms: Small
-    features: Annotated[tuple[Name, ...], Meta(max_length=MAX_RANGES)] = ()
-    amount: float | None = None
-    bound: float | None = None
-    envs: Annotated[tuple[Small, ...], Meta(max_length=MAX_METRICS)] = ()
-    sent_ns: Clock
-
-
-class Event(
-    Message,
-    frozen=True,
-    forbid_unknown_fields=True,
-    kw_only=True,
-    rename={"boot_id": "boot", "command_id": "id", "sent_ns": "sent"},
-):
-    """Something happened at a step, such as a command taking effect (reserved in version 1)."""
-
-    boot_id: Name
-    seq: Count
-    """The row at which it took effect."""
-    event: Word
-    command_id: OptionalName = ""
-    actor: OptionalName = ""
-    detail: Text = ""
-    sent_ns: Clock
-
-
 WireMessage = (
     Hello
     | Welcome
@@ -564,8 +504,6 @@ WireMessage = (
     | Bye
     | Heartbeat
     | Document
-    | Control
-    | Event
     | Picture
 )
 
@@ -576,8 +514,6 @@ PLAIN_KINDS: Final[Mapping[str, type[Message]]] = {
     "stats": Stats,
     "bye": Bye,
     "heartbeat": Heartbeat,
-    "control": Control,
-    "event": Event,
 }
 """Kinds that are all header."""
 

@@ -20,6 +20,7 @@ from zmq.utils import z85
 
 from interlatent_live.errors import UserError
 from interlatent_live.wire.keys import KeyDirectory, KeyRing, KeyRole
+from interlatent_live.wire.speaking import may_speak
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -85,16 +86,11 @@ def zap_answer(request: Sequence[bytes], ring: KeyRing, now: datetime) -> ZapAns
 
 
 def speaks_for(user_id: str, manifest: Manifest) -> str | None:
-    """Why the key behind a connection may not open a stream of that agent; ``None`` when it may.
-
-    ``user_id`` is empty on sockets without keys, where only this machine can connect.
-    """
-    if not user_id:
+    """Why the key behind a connection may not open a stream of that agent; ``None`` when it may."""
+    if may_speak(user_id, manifest.agent):
         return None
     role, _, rest = user_id.partition("/")
     name = rest.rpartition("/")[0]
-    if role == KeyRole.SERVICE or (role == KeyRole.AGENT and name == manifest.agent):
-        return None
     return (
         f"the key {name!r} ({role}) may not speak for the agent {manifest.agent!r}; use the key "
         "made under that name"

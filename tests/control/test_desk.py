@@ -12,7 +12,6 @@ from interlatent_live.control.desk import (
     ToAgentPeer,
     ToOperatorPeer,
     Write,
-    may_speak,
 )
 from interlatent_live.control.machine import Fate, Mode
 from interlatent_live.control.wire import (
@@ -32,6 +31,7 @@ from interlatent_live.control.wire import (
     Told,
 )
 from interlatent_live.interventions.values import Intervention, Kind
+from interlatent_live.wire.speaking import may_speak
 
 SECOND = 1_000_000_000
 STEER = Change("net.0", "sha256:aa", Intervention(3, Kind.STEER, 1.0), 1.0)

@@ -36,11 +36,8 @@ from interlatent_live.wire.codec import (
 from interlatent_live.wire.messages import (
     Ack,
     Bye,
-    Command,
-    Control,
     Drop,
     DropReason,
-    Event,
     Heartbeat,
     Picture,
     Range,
@@ -292,40 +289,6 @@ def _accepted() -> list[Vector]:
                 source="explainer",
                 seq=41,
                 sent_ns=T0,
-            ),
-        ),
-        Vector(
-            "control",
-            "reserved: a command",
-            encode(
-                Control(
-                    command_id="c-1",
-                    run_id="run-1",
-                    agent="lander",
-                    command=Command.STEER,
-                    actor="ada",
-                    reason="it drifts",
-                    ttl_ms=2000,
-                    features=("body.0/3@sha256:abcd",),
-                    amount=-1.5,
-                    bound=3.0,
-                    envs=(1,),
-                    sent_ns=T0,
-                )
-            ),
-        ),
-        Vector(
-            "event",
-            "reserved: the command took effect at row 1001",
-            encode(
-                Event(
-                    boot_id="boot-1",
-                    seq=1001,
-                    event="control.applied",
-                    command_id="c-1",
-                    actor="ada",
-                    sent_ns=T0,
-                )
             ),
         ),
         Vector(
