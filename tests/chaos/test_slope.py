@@ -43,3 +43,12 @@ def test_too_few_blocks_are_refused():
         slope(SECONDS[:60], SECONDS[:60])
     with pytest.raises(ValueError, match="too few"):
         slope(np.zeros(0), np.zeros(0))
+
+
+def test_what_comes_and_goes_within_a_block_is_no_growth_of_its_least() -> None:
+    seconds = np.arange(600.0)
+    copies = 5e7 * (seconds % 60 < 20) * (1 + seconds / 600)
+    steady = slope(seconds, 1e8 + copies, block_s=60.0, of_block=np.min)
+    assert (steady.low, steady.high) == (0.0, 0.0)
+    leaking = slope(seconds, 1e8 + copies + 1e4 * seconds, block_s=60.0, of_block=np.min)
+    assert leaking.low > 9e3

@@ -15,6 +15,8 @@ import numpy as np
 from scipy import stats
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
 BLOCK_S: Final = 15.0
@@ -33,9 +35,16 @@ class Slope:
 
 
 def slope(
-    seconds: NDArray[np.float64], values: NDArray[np.float64], *, block_s: float = BLOCK_S
+    seconds: NDArray[np.float64],
+    values: NDArray[np.float64],
+    *,
+    block_s: float = BLOCK_S,
+    of_block: Callable[[NDArray[np.float64]], np.float64] = np.median,
 ) -> Slope:
     """Growth of ``values`` [n] per second over the times ``seconds`` [n], ascending.
+
+    ``of_block`` says what stands for a block: its median, or its least where what comes and goes
+    within a block is no growth.
 
     Raises:
         ValueError: when the samples span fewer than four blocks.
@@ -46,6 +55,6 @@ def slope(
     if len(numbers) < LEAST_BLOCKS:
         raise ValueError(f"{len(numbers)} blocks of {block_s:g} s are too few for a slope")
     at = np.array([np.mean(seconds[block == number]) for number in numbers])
-    middle = np.array([np.median(values[block == number]) for number in numbers])
+    middle = np.array([of_block(values[block == number]) for number in numbers])
     found = stats.theilslopes(middle, at, CONFIDENCE)
     return Slope(float(found.slope), float(found.low_slope), float(found.high_slope), len(numbers))
