@@ -79,7 +79,8 @@ def test_measured_effects_reach_the_claims(system):
             found = [] if document is None else [c for c in document.claims if c["effects"]]
             return found or None
 
-        claims = system.wait(shown)
+        # The process imports torch first, which takes its time where many tests run.
+        claims = system.wait(shown, timeout_s=200.0)
         assert (tap.shadow.off, tap.shadow.faults) == ("", 0)
     for claim in claims:
         left, right = claim["effects"]
