@@ -3,6 +3,7 @@
 import msgspec
 import pytest
 
+import tests.environments.conftest  # noqa: F401 - imports Box2D with its warnings off
 from interlatent_live.transcoders.training.recipe import Recipe
 from interlatent_live.zoo.build import build_entry
 from interlatent_live.zoo.entry import Episodes, find_entry

@@ -14,7 +14,6 @@ from interlatent_live.policies.files import load_policy
 from interlatent_live.probes.targets import TERMINATED, parse_target
 from interlatent_live.transcoders.acting import acting_policy
 from interlatent_live.transcoders.native import load_transcoder
-from interlatent_live.zoo.build import FIRST
 from interlatent_live.zoo.entry import ENTRIES, entries, find_entry, read_entry
 from interlatent_live.zoo.judge import later_episodes
 
@@ -60,10 +59,13 @@ def test_no_two_sets_of_episodes_of_an_entry_share_a_seed(entry):
     sets = [entry.training, entry.calibration, entry.evaluation, later_episodes(entry)]
     if entry.training.first is not None:
         sets.append(entry.training.first)
+    if entry.precursors is not None:
+        sets.append(entry.precursors)
+        names = {spec.name for spec in metric_pack_for(entry.environment).specs}
+        assert {*entry.precursors.metrics, entry.precursors.danger} <= names
     seeds = [set(range(one.seed, one.seed + one.episodes)) for one in sets]
     seeds.append(set(range(entry.live.seed, entry.live.seed + 1000)))
     assert sum(len(one) for one in seeds) == len(set().union(*seeds))
-    assert FIRST  # the first round's rows lie beside the others
 
 
 @EVERY
