@@ -71,13 +71,17 @@ def run(*, quick: bool = False) -> InterventionsReport:
         with Rig(Path(folder) / "watched", period_ms=PERIOD_MS, watched=True) as rig:
             for operation in (Operation.HOLD, Operation.STOP):
                 rows += _latency(f"{operation}", click_to_hold(rig, clicks, operation))
+            times = click_to_hold(rig, clicks, Operation.HOLD, console=True)
+            rows += _latency("hold, in the console", times)
             begin("with frozen services")
             rows += _latency(
                 "stop, encoder, correlator and explainer frozen",
                 frozen_stops(rig, max(10, clicks // 2)),
             )
             begin("a stop while everything is restarted")
-            parts = ("agent", "control") if quick else ("agent", "control", *DATA, "agent")
+            parts: tuple[str, ...] = ("agent", "control")
+            if not quick:
+                parts = (*parts, "console", *DATA, "agent")
             moved = moved_while_stopped(rig, parts)
             rows.append(_none(f"stopped, then restarted {', '.join(parts)}: steps moved", moved))
             begin("with dead operators and services")
@@ -109,14 +113,15 @@ def _deaths(rig: Rig, *, quick: bool) -> list[BenchRow]:
     """What ends a terminal's steering, and how long after; in a quick look only the ends of it."""
     after = reverted_after(rig, killer(rig, "operator"))
     out = [_reverted("operator killed", after, LEASE_S * 1000, "the lease")]
-    cases: tuple[tuple[str, ...], ...] = (("control", "encoder"),)
+    cases: tuple[tuple[str, ...], ...] = (("control", "console", "encoder"),)
     if not quick:
-        cases = (("control",), *cases, ("operator", "control", *DATA))
+        cases = (("control",), *cases, ("operator", "control", "console", *DATA))
     for names in cases:
         after = reverted_after(rig, killer(rig, *names))
         out.append(_reverted(f"{', '.join(names)} killed", after, LEASE_S * 1000, "the lease"))
         rig.start("control")
         if "encoder" in names and names != cases[-1]:
+            rig.start("console")
             rig.start("encoder")
     after = reverted_after(rig, end_by(rig, Operation.REVERT))
     out.append(_reverted("reverted by somebody else", after, 50.0, "a click"))

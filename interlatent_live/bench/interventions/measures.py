@@ -26,8 +26,13 @@ AFTER_S = 2.5
 """How long a steered agent is watched after what should end its steering; over two leases."""
 
 
-def click_to_hold(rig: Rig, times: int, operation: Operation) -> list[float]:
-    """Milliseconds from a request to the agent's first safe action, each time anew."""
+def click_to_hold(
+    rig: Rig, times: int, operation: Operation, *, console: bool = False
+) -> list[float]:
+    """Milliseconds from a request to the agent's first safe action, each time anew.
+
+    With ``console`` the request is the page's: HTTP to the console, and from there as ever.
+    """
     out = []
     version = 0
     with rig.client() as client:
@@ -36,7 +41,10 @@ def click_to_hold(rig: Rig, times: int, operation: Operation) -> list[float]:
             # Clicks come at any moment of a step.
             time.sleep(rig.period_ms / 1000 * (number % 10) / 10)
             began = time.monotonic_ns()
-            version = client.command(operation, AGENT, reason="bench", ttl_s=60.0).version
+            if console:
+                version = rig.click(operation)
+            else:
+                version = client.command(operation, AGENT, reason="bench", ttl_s=60.0).version
             out.append((first_step(rig, began, SAFE) - began) / 1e6)
         resumed(rig, client, after=version)
     return out

@@ -50,7 +50,7 @@ class Rig:
     Args:
         folder: for all that they write; made.
         period_ms: of the agent's steps.
-        watched: also encoder, correlator and explainer, and the agent streams.
+        watched: also encoder, correlator, explainer and console, and the agent streams.
     """
 
     def __init__(self, folder: Path, *, period_ms: float, watched: bool = False) -> None:
@@ -64,7 +64,8 @@ class Rig:
             "encoder.transcoders": [str(folder / "transcoders")],
         }
         self.settings = on_free_ports(resolve(flags=flags, environment={}).settings)
-        self._key = control_key(load_token(state_folder(self.settings)))
+        self._token = load_token(state_folder(self.settings))
+        self._key = control_key(self._token)
         self.audit = state / "audit"
         self._agent_folder = folder / "agent"
         self._agent_folder.mkdir(mode=0o700)
@@ -73,7 +74,7 @@ class Rig:
 
     def __enter__(self) -> Self:
         try:
-            for name in (*(DATA if self._stream else ()), "control"):
+            for name in (*((*DATA, "console") if self._stream else ()), "control"):
                 self.start(name)
             self.start_agent()
         except BaseException:
@@ -161,6 +162,27 @@ class Rig:
         """An operator in this process."""
         endpoint = self.settings.endpoints.control_requests
         return ControlClient(endpoint, self._key, actor=actor, role=Role.ADMIN, timeout_s=3.0)
+
+    def click(self, operation: Operation) -> int:
+        """Command the agent as the page does, over the console's HTTP; the agent's version after.
+
+        Raises:
+            UserError: when the console or the agent refuses.
+        """
+        body = {"operation": operation, "reason": "bench", "ttl_s": 60.0}
+        request = urllib.request.Request(
+            f"http://{self.settings.console.http}/api/v1/control/agents/{AGENT}/commands",
+            data=json.dumps(body).encode(),
+            headers={"Authorization": f"Bearer {self._token}", "Content-Type": "application/json"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=6) as answer:  # noqa: S310 - likewise
+                said = json.load(answer)
+        except OSError as error:
+            raise UserError(f"the console did not take the command: {error}") from error
+        if not said["accepted"]:
+            raise UserError(f"refused: {said['reason']}")
+        return int(said["version"])
 
     def look(
         self, client: ControlClient, condition: Callable[[AgentShown], bool], timeout_s: float = 15
