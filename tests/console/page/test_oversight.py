@@ -255,7 +255,7 @@ def test_before_and_after_is_told_with_intervals(opened, console, walker):
     one.sign_in(console.token)
     page = goto_walker(one, walker, "interventions")
     page.wait_for_timeout(20_000)  # what was before must have been seen
-    page.get_by_label("what", exact=True).select_option("clamp")
+    page.locator(".change select").select_option("clamp")
     page.get_by_label("held at").fill("9")
     put_into_force(page, reason="held high", seconds="45", share=60)
     row = page.locator(".compared tbody tr", has_text="position")
