@@ -79,8 +79,8 @@ class TapOptions:
         control: let people hold, stop and steer the agent
             (:class:`interlatent_live.agent.control.ControlOptions`).
         learning: the policy learns while it is attached. Its stream then carries no policy hash
-            that a transcoder could be bound to. Unless said, a change of weights is noticed, and from
-            then on steps carry metrics and no activations: they would be another policy's.
+            that a transcoder could be bound to. Unless said, a change of weights is noticed, and
+            from then on steps carry metrics and no activations: they would be another policy's.
         silent_after: after how many steps a hook point that never fired is reported.
         strict: raise errors of the tap instead of counting them (for tests).
     """

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.utils.hooks import RemovableHandle
 
+
 def module_named(policy: nn.Module, name: str) -> nn.Module:
     """The submodule of this dotted name.
 
