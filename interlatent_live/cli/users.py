@@ -54,7 +54,7 @@ def add(
 
 @app.command("list")
 def list_(config: ConfigOption = None, assign: SetOption = None) -> None:
-    """Show who may log in."""
+    """Show who may log in, and in which role."""
     users = _users(config, assign)
     for one in users.all().values():
         print(f"{one.name}  {one.role.value}")

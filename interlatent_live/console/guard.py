@@ -74,10 +74,14 @@ class Guard:
             await send(message)
 
         try:
-            _check_host(host)
-            if scope["method"] not in _BODILESS:
+            if scope["method"] in _BODILESS:
+                _check_host(host)
+            else:
+                # Read first: a connection that is closed with a body unread loses the answer too.
+                body = await _body(headers, receive)
+                _check_host(host)
                 _check_origin(headers.get(b"origin", b"").decode("latin-1"), host)
-                receive = _given(await _body(headers, receive), receive)
+                receive = _given(body, receive)
         except _RefusedError as error:
             await _answer(guarded, error.status, str(error))
             return

@@ -100,6 +100,11 @@ def watched(policy, found=None, **options):
     )
 
 
+def act_until_measured(policy, tap):
+    """The process is there some seconds after the first forward, and samples from then on."""
+    wait_for(lambda: act(policy, 10, tap) and tap.shadow.reports())
+
+
 def wait_for(what, within_s=200.0):
     until = time.monotonic() + within_s
     while not (found := what()):
@@ -159,8 +164,11 @@ def test_the_effect_of_a_feature_is_the_one_that_was_planted():
         found.transcoder.W_dec[0, 0] = 1.0
     numbers = {"sample_every": 1, "controls": 100, "steps": 48}
     with watched(policy, found, **numbers) as tap:
-        act(policy, 200, tap)
-        (measured,) = wait_for(lambda: [one for one in tap.shadow.reports() if one.feature == 0])
+        (measured,) = wait_for(
+            lambda: (
+                act(policy, 50, tap) and [one for one in tap.shadow.reports() if one.feature == 0]
+            )
+        )
     with watched(policy, found, process=False, period_s=60.0, **numbers) as tap:
         act(policy, 200, tap)
         by_thread = {one.feature: one for one in (tap.shadow.measure_next() for _ in range(6))}[0]
@@ -210,8 +218,7 @@ def test_a_policy_that_no_other_process_can_rebuild_is_measured_on_a_thread_whic
 def test_other_weights_end_the_shadow_because_no_transcoder_is_theirs(process):
     policy = made(Stochastic)
     with watched(policy, process=process) as tap:
-        act(policy, 40, tap)
-        wait_for(tap.shadow.reports)
+        act_until_measured(policy, tap)
         with torch.no_grad():
             policy.head.weight += 0.1
         act(policy, 8, tap)
@@ -222,8 +229,7 @@ def test_other_weights_end_the_shadow_because_no_transcoder_is_theirs(process):
 def test_weights_that_were_written_anew_without_a_change_go_on_being_measured(process):
     policy = made(Stochastic)
     with watched(policy, process=process) as tap:
-        act(policy, 40, tap)
-        wait_for(tap.shadow.reports)
+        act_until_measured(policy, tap)
         with torch.no_grad():
             policy.head.weight += 0.0
         before = sum(one.steps for one in tap.shadow.reports())
@@ -244,13 +250,12 @@ def test_what_cannot_go_into_shared_memory_ends_the_shadow_with_a_reason():
 AGENT = """
 import sys, time
 import torch
-from tests.agent.test_shadow import act, made, wait_for, watched
+from tests.agent.test_shadow import act_until_measured, made, watched
 from tests.support.shadow_policies import Stochastic
 
 policy = made(Stochastic)
 tap = watched(policy)
-act(policy, 40, tap)
-wait_for(tap.shadow.reports)
+act_until_measured(policy, tap)
 print(tap.shadow.pid, flush=True)
 time.sleep(300)
 """

@@ -101,7 +101,7 @@ def test_narration_names_features_and_metric_values(report):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["demo", "--env", "Pong-v5", "--headless"], "the demo has no target 'Pong-v5'"),
+        (["demo", "--env", "Pong-v5", "--headless"], "the zoo has no entry 'Pong-v5'"),
         (
             ["demo", "--headless", "--set", "explainer.writer=anthropic", "--set",
              "explainer.model=m"],

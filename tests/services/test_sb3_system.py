@@ -66,4 +66,4 @@ def test_its_own_policy_is_explained_by_transcoders_trained_on_its_own_stream(mo
     (profiles,) = [doc for (run, _), doc in system.state.profiles.items() if run == run_id]
     assert len(profiles.features) > 5
     names = {metric.name for metric in profiles.features[0].metrics}
-    assert {"reward", "action"} <= names
+    assert {"reward", "pole_angle", "action_push_right"} <= names
