@@ -11,11 +11,10 @@ import time
 import urllib.parse
 import urllib.request
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
-from interlatent_live.config import ServiceName
 from tests.docs.test_figures import load
 from tests.support.system import System, Walker, save, transcoder
 
@@ -23,6 +22,12 @@ ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
 DASHBOARD = DEPLOY / "grafana" / "interlatent-live.json"
 RULES = DEPLOY / "prometheus" / "rules.yml"
+# With a recorder, whose lines an operator who has one takes the comment off.
+SCRAPE = re.sub(
+    r"(?m)^( +)# ( *)(- targets|labels)",
+    r"\1\2\3",
+    (DEPLOY / "prometheus" / "scrape.yml").read_text(encoding="utf-8"),
+)
 
 QUIET_WITHOUT_CAUSE = {
     "interlatent_writer",  # no language model in the test
@@ -85,7 +90,7 @@ class Prometheus:
 
     def __init__(self, folder: Path, port: int, targets: dict[str, str]) -> None:
         self.url = f"http://127.0.0.1:{port}"
-        scrape = (DEPLOY / "prometheus" / "scrape.yml").read_text(encoding="utf-8")
+        scrape = SCRAPE
         # The file that operators are given, with this run's ports and a quicker pace.
         for name, address in targets.items():
             scrape, changed = re.subn(
@@ -144,11 +149,8 @@ def watched(tmp_path_factory):
         "recorder.folder": str(folder / "recordings"),
     }
     with System(**flags) as system, system.tap() as tap:
-        targets = {
-            name: system.settings.endpoints.health(name)
-            for name in get_args(ServiceName)
-            if f"service: {name}" in (DEPLOY / "prometheus" / "scrape.yml").read_text()
-        }
+        scraped = re.findall(r"^ +labels: {service: (\w+)}", SCRAPE, re.MULTILINE)
+        targets = {name: system.settings.endpoints.health(name) for name in scraped}
         port = int(system.settings.endpoints.agents.rpartition(":")[2])
         prometheus = Prometheus(folder, free_port(other_than=port), targets)
         try:
