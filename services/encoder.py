@@ -26,14 +26,14 @@ from interlatent_live.pipeline.stages import StageTimes
 from interlatent_live.services.encoder_metrics import EncoderMetrics, VersionCounts
 from interlatent_live.services.network import Network
 from interlatent_live.services.publishing import FeedPublisher
-from interlatent_live.services.receiving import RowReceiver
+from interlatent_live.services.receiving import open_receiver
 from interlatent_live.services.reloading import Reloader
 from interlatent_live.services.runtime import ServiceRuntime
 from interlatent_live.services.sending import FeatureSender
 from interlatent_live.wire.codec import encode_features
-from interlatent_live.wire.limits import DEFAULT_LIMITS, Limits
+from interlatent_live.wire.limits import DEFAULT_LIMITS
 from interlatent_live.wire.messages import FeaturesMessage, StepsMessage
-from interlatent_live.wire.receiver_link import Asked, Deliver, Detached, Ended, ReceiverConfig
+from interlatent_live.wire.receiver_link import Asked, Deliver, Detached, Ended
 from interlatent_live.wire.security import Domain
 
 if TYPE_CHECKING:
@@ -108,20 +108,7 @@ class EncoderShell:
             ),
             clock=time.time_ns,
         )
-        self._agents = RowReceiver(
-            network,
-            settings.endpoints.agents,
-            "endpoints.agents",
-            Domain.AGENTS,
-            config=ReceiverConfig(
-                window_bytes=limits.agent_bytes,
-                least_bytes=min(limits.agent_bytes, 128 * 1024),
-                total_bytes=limits.agent_bytes * limits.agents,
-                messages_per_s=limits.messages_per_s,
-                server="interlatent-live encoder",
-            ),
-            limits=Limits(body_bytes=limits.message_bytes),
-        )
+        self._agents = open_receiver(settings, network, "agents", Domain.AGENTS, server="encoder")
         self._feed = FeedPublisher(
             network, settings.endpoints.encoder_feed, "encoder", limits.feed_bytes
         )

@@ -13,10 +13,9 @@ import zmq
 from interlatent_live.errors import UserError
 from interlatent_live.logs import get_logger
 from interlatent_live.services.publishing import FeedPublisher
-from interlatent_live.services.receiving import RowReceiver
-from interlatent_live.wire.limits import Limits
+from interlatent_live.services.receiving import open_receiver
 from interlatent_live.wire.messages import FeaturesMessage, StepsMessage
-from interlatent_live.wire.receiver_link import Asked, Deliver, Detached, Ended, ReceiverConfig
+from interlatent_live.wire.receiver_link import Asked, Deliver, Detached, Ended
 from interlatent_live.wire.security import Domain
 
 if TYPE_CHECKING:
@@ -70,20 +69,7 @@ class FeatureService:
         limits = settings.limits
         self._log = get_logger(f"services.{name}")
         self._handler = handler
-        self._receiver = RowReceiver(
-            network,
-            getattr(settings.endpoints, name),
-            f"endpoints.{name}",
-            Domain.SERVICES,
-            config=ReceiverConfig(
-                window_bytes=limits.consumer_bytes,
-                least_bytes=min(limits.consumer_bytes, 128 * 1024),
-                total_bytes=limits.consumer_bytes * limits.consumers,
-                messages_per_s=limits.messages_per_s,
-                server=f"interlatent-live {name}",
-            ),
-            limits=Limits(body_bytes=limits.message_bytes),
-        )
+        self._receiver = open_receiver(settings, network, name, Domain.SERVICES, server=name)
         self._feed = FeedPublisher(
             network, getattr(settings.endpoints, f"{name}_feed"), name, limits.feed_bytes
         )

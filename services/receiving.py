@@ -20,14 +20,50 @@ from interlatent_live.wire.sockets import receive_from, send_to
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from interlatent_live.config import Settings
     from interlatent_live.services.network import Network
     from interlatent_live.wire.receiver_link import Asked, Deliver, Detached, Ended, HubInstruction
 
     Received = Asked | Deliver | Detached | Ended
 
 EXPEL_EVERY_S = 1.0
+LEAST_WINDOW = 128 * 1024
+"""Bytes that a peer may have under way however many there are."""
 MESSAGES_PER_TURN = 256
 """Messages read before the shell's loop gets its turn, so that a flood cannot starve it."""
+
+
+def open_receiver(
+    settings: Settings, network: Network, endpoint: str, domain: Domain, *, server: str
+) -> RowReceiver:
+    """A receiver bound to ``endpoints.ENDPOINT``, within the limits for who speaks there.
+
+    Agents of ``Domain.AGENTS`` have a window of ``limits.agent_bytes`` each, services of
+    ``Domain.SERVICES`` one of ``limits.consumer_bytes``; ``server`` is how the peers know it.
+
+    Raises:
+        UserError: when the endpoint is taken.
+    """
+    limits = settings.limits
+    window, peers = (
+        (limits.agent_bytes, limits.agents)
+        if domain is Domain.AGENTS
+        else (limits.consumer_bytes, limits.consumers)
+    )
+    return RowReceiver(
+        network,
+        getattr(settings.endpoints, endpoint),
+        f"endpoints.{endpoint}",
+        domain,
+        config=ReceiverConfig(
+            window_bytes=window,
+            least_bytes=min(window, LEAST_WINDOW),
+            total_bytes=window * peers,
+            messages_per_s=limits.messages_per_s,
+            server=f"interlatent-live {server}",
+        ),
+        limits=Limits(body_bytes=limits.message_bytes),
+    )
 
 
 class RowReceiver:

@@ -21,14 +21,13 @@ from interlatent_live.recordings.recorder import Recorder, RecorderOptions
 from interlatent_live.recordings.writer import Compression
 from interlatent_live.services.network import Network
 from interlatent_live.services.receiver_service import LONGEST_POLL_MS
-from interlatent_live.services.receiving import RowReceiver
+from interlatent_live.services.receiving import open_receiver
 from interlatent_live.services.recorder_metrics import RecorderMetrics
 from interlatent_live.services.runtime import ServiceRuntime
 from interlatent_live.wire.codec import decode
 from interlatent_live.wire.keys import ServerKeys
-from interlatent_live.wire.limits import Limits
 from interlatent_live.wire.messages import Document, FeaturesMessage, Picture
-from interlatent_live.wire.receiver_link import Asked, Deliver, Detached, Ended, ReceiverConfig
+from interlatent_live.wire.receiver_link import Asked, Deliver, Detached, Ended
 from interlatent_live.wire.security import Domain
 from interlatent_live.wire.sockets import connect_subscriber, receive_message
 
@@ -106,22 +105,10 @@ class RecorderService:
     """The sockets around a :class:`Recorder`, turned by one loop."""
 
     def __init__(self, settings: Settings, network: Network, recorder: Recorder) -> None:
-        limits = settings.limits
         self._log = get_logger("services.recorder")
         self._recorder = recorder
-        self._receiver = RowReceiver(
-            network,
-            settings.endpoints.recorder,
-            "endpoints.recorder",
-            Domain.SERVICES,
-            config=ReceiverConfig(
-                window_bytes=limits.consumer_bytes,
-                least_bytes=min(limits.consumer_bytes, 128 * 1024),
-                total_bytes=limits.consumer_bytes * limits.consumers,
-                messages_per_s=limits.messages_per_s,
-                server="interlatent-live recorder",
-            ),
-            limits=Limits(body_bytes=limits.message_bytes),
+        self._receiver = open_receiver(
+            settings, network, "recorder", Domain.SERVICES, server="recorder"
         )
         keys = settings.security.keys
         viewer = None if keys is None else ServerKeys.load(keys).client()

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import torch
 
-from interlatent_live.explanations.causal.shadow import _copy_without_hooks
+from interlatent_live.explanations.causal.shadow import copy_without_hooks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -194,7 +194,7 @@ class DryRunActions:
         twin = self._twin
         if twin is None or not commands <= twin.commands:
             known = frozenset() if twin is None else twin.commands & self.by_command.keys()
-            twin = self._twin = _Twin(_copy_without_hooks(self._policy), known | commands)
+            twin = self._twin = _Twin(copy_without_hooks(self._policy), known | commands)
         return twin.policy
 
 

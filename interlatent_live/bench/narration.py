@@ -47,7 +47,10 @@ from interlatent_live.transcoders.native import load_transcoder
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from numpy.typing import NDArray
+
     from interlatent_live.explanations.claims import Claim
+    from interlatent_live.explanations.sequential import Events
     from interlatent_live.stream import FeatureBatch
 
 SEED: Final = 20_261_232
@@ -253,6 +256,23 @@ def _fate(claim: Claim, after: Evidence, begun: int, withdrawn: int | None) -> _
     return _Fate(truth, delay, wrong, _soonest(claim, after), told_delay(claim, after, begun))
 
 
+def _events(
+    claim: Claim, after: Evidence
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_], tuple[tuple[Events, float], ...]]:
+    """Where a verified claim's feature is on and its predicate holds, and both kinds of event.
+
+    With each kind comes the share of failures that the claim's limits allow.
+    """
+    predicate = claim.predicate
+    if predicate is None or claim.scores is None:
+        raise ValueError("a verified claim has a predicate and scores")
+    limits = limits_of(claim.scores)
+    on = after.on(claim.address.index)
+    holds = evaluate(predicate, after.columns()).holds & after.scored
+    missing, excess = claim_events(on, holds, after.scored, after, limits)
+    return on, holds, ((missing, limits.missing), (excess, limits.excess))
+
+
 def told_delay(claim: Claim, after: Evidence, begun: int) -> int | None:
     """Bouts or firings until a test withdraws the claim that is told how often it now fails.
 
@@ -263,15 +283,9 @@ def told_delay(claim: Claim, after: Evidence, begun: int) -> int | None:
     properties of the Shiryaev-Roberts procedure", Statistica Sinica, 2009); a test that must learn
     the share, and that stays valid where failures go together, is slower. None: it never tells.
     """
-    predicate = claim.predicate
-    if predicate is None or claim.scores is None:
-        raise ValueError("a verified claim has a predicate and scores")
-    limits = limits_of(claim.scores)
-    on = after.on(claim.address.index)
-    holds = evaluate(predicate, after.columns()).holds & after.scored
+    on, holds, kinds = _events(claim, after)
     alarms = []
-    kinds = claim_events(on, holds, after.scored, after, limits)
-    for found, limit in zip(kinds, (limits.missing, limits.excess), strict=True):
+    for found, limit in kinds:
         failing = float(found.failure.mean()) if len(found) else 0.0
         if failing <= limit:
             continue
@@ -298,17 +312,11 @@ def _soonest(claim: Claim, after: Evidence) -> float:
     (Lorden, "Procedures for reacting to a change in distribution", 1971, theorem 3), in events;
     they are told in bouts or firings as they come after the change, whichever are fewer.
     """
-    predicate = claim.predicate
-    if predicate is None or claim.scores is None:
-        raise ValueError("a verified claim has a predicate and scores")
-    limits = limits_of(claim.scores)
-    on = after.on(claim.address.index)
-    holds = evaluate(predicate, after.columns()).holds & after.scored
-    events = claim_events(on, holds, after.scored, after, limits)
+    on, holds, kinds = _events(claim, after)
     newest = int(after.time_ns.max())
     fewest = min(runs_between(one, after, 0, newest) for one in (on, holds))
     needed = []
-    for found, limit in zip(events, (limits.missing, limits.excess), strict=True):
+    for found, limit in kinds:
         if len(found) == 0:
             continue
         failing = float(np.average(found.failure, weights=found.steps))

@@ -16,17 +16,17 @@ import os
 import re
 import secrets
 import stat
-import tempfile
 import tomllib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from interlatent_live.control.wire import Role
 from interlatent_live.errors import UserError
+from interlatent_live.files import replace_file
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 FILE_NAME: Final = "users.toml"
 SHORTEST: Final = 10
@@ -197,16 +197,7 @@ def replace_private(file: Path, text: str) -> None:
         UserError: when it cannot be written.
     """
     try:
-        descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as out:
-                out.write(text)
-                out.flush()
-                os.fsync(out.fileno())
-            Path(temporary).replace(file)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        replace_file(file, text.encode())
     except OSError as error:
         raise UserError(f"{file} cannot be written: {error.strerror}") from error
 

@@ -122,7 +122,7 @@ class AgentState(_Message, frozen=True, kw_only=True, tag="state"):
     obeyed: bool
     """Whether the acting thread has used this version."""
     latched: bool
-    """Whether the disk holds a stop just when the agent is stopped."""
+    """Whether the disk holds a stop just when the agent is stopped or held."""
     hold_left_ms: Whole | None = None
     active: Annotated[list[ActiveShown], Meta(max_length=64)] = []
     question: QuestionShown | None = None

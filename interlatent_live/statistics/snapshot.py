@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,9 +17,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from interlatent_live.errors import CorruptFileError
+from interlatent_live.files import replace_file
 from interlatent_live.statistics.correlator import CorrelatorState
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from numpy.typing import NDArray
 
 
@@ -30,16 +31,7 @@ def save_state(state: CorrelatorState, path: Path) -> int:
     arrays = {name: np.array(array, order="C") for name, array in state.arrays.items()}
     data = save(arrays, metadata={"interlatent": json.dumps(state.meta, sort_keys=True)})
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    replace_file(path, data)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

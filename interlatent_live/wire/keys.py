@@ -13,20 +13,20 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 import tomllib
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import zmq
 
 from interlatent_live.errors import UserError
+from interlatent_live.files import replace_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from pathlib import Path
 
 NAME_PATTERN: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 PUBLIC_PATTERN: Final = re.compile(r"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
@@ -455,17 +455,5 @@ def _write_certificate(path: Path, certificate: Certificate) -> None:
 
 
 def _write_file(path: Path, text: str, mode: int) -> None:
-    """Write a file whole or not at all, and never, not for a moment, more open than ``mode``."""
     make_private_folder(path.parent)
-    # mkstemp makes the file 0600 and with a name nobody else has.
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(mode)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    replace_file(path, text.encode(), mode=mode)

@@ -10,7 +10,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -32,42 +31,13 @@ from interlatent_live.console.users import Users
 from interlatent_live.control.wire import Role
 from interlatent_live.feed.documents import Topic
 from tests.support.console import TOKEN, RunningConsole
-from tests.support.control_kit import HOOK, Loop, TwoLayers, controlled
+from tests.support.control_kit import HOOK, agent_of
 from tests.support.control_service import ControlService
 from tests.support.feeds import narration_document
 
 torch.set_num_threads(1)
 WORDS = "correct horse battery"
 MARKUP = "<script>alert(1)</script><img src=x onerror=alert(2)>"
-
-
-class Agent:
-    """Steps in a thread of its own, under a name that is markup."""
-
-    def __init__(self, folder, service):
-        self.policy = TwoLayers()
-        self.ready, self.stopping = threading.Event(), threading.Event()
-        self.folder, self.service = folder, service
-        self.thread = threading.Thread(target=self.run, daemon=True)
-        self.thread.start()
-        assert self.ready.wait(20)
-
-    def run(self):
-        with controlled(
-            self.policy, self.folder, endpoint=self.service.settings.endpoints.control,
-            key=self.service.key, lease_s=2.0,
-        ) as tap:  # fmt: skip
-            tap.move_to_this_thread()
-            self.tap = tap
-            loop = Loop(self.policy, tap)
-            self.ready.set()
-            while not self.stopping.is_set():
-                loop.step()
-                time.sleep(0.005)
-
-    def close(self):
-        self.stopping.set()
-        self.thread.join(10)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +72,7 @@ def console(service, users, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def agent(service, console, tmp_path_factory):
-    made = Agent(tmp_path_factory.mktemp("agent"), service)
+    made = agent_of(service, tmp_path_factory.mktemp("agent"), lease_s=2.0)
     with httpx.Client(base_url=console.url) as http:
         shown(http, made)
     yield made

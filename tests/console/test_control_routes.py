@@ -14,43 +14,10 @@ from interlatent_live.audit.log import LOG
 from interlatent_live.console.control_link import ControlLink
 from interlatent_live.control.machine import Mode
 from tests.support.console import TOKEN, RunningConsole
-from tests.support.control_kit import HOOK, Loop, TwoLayers, controlled
+from tests.support.control_kit import HOOK, STEP_S, agent_of
 from tests.support.control_service import ControlService
 
 torch.set_num_threads(1)
-STEP_S = 0.005
-
-
-class Agent:
-    """Steps in a thread of its own; says when it last moved."""
-
-    def __init__(self, folder, service, **options):
-        self.policy = TwoLayers()
-        self.ready, self.stopping = threading.Event(), threading.Event()
-        self.moved_at = 0.0
-        self.folder, self.service, self.options = folder, service, options
-        self.thread = threading.Thread(target=self.run, daemon=True)
-        self.thread.start()
-        assert self.ready.wait(20)
-
-    def run(self):
-        with controlled(
-            self.policy, self.folder, endpoint=self.service.settings.endpoints.control,
-            key=self.service.key, lease_s=1.0, **self.options,
-        ) as tap:  # fmt: skip
-            tap.move_to_this_thread()
-            self.tap = tap
-            loop = Loop(self.policy, tap)
-            self.ready.set()
-            while not self.stopping.is_set():
-                _, taken = loop.step()
-                if (taken != 0).any():
-                    self.moved_at = time.monotonic()
-                time.sleep(STEP_S)
-
-    def close(self):
-        self.stopping.set()
-        self.thread.join(10)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +35,7 @@ def console(service, tmp_path_factory):
 
 @pytest.fixture
 def agent(tmp_path, service, console):
-    made = Agent(tmp_path, service)
+    made = agent_of(service, tmp_path)
     with httpx.Client(base_url=f"{console.url}/api/v1") as http:
         state(http, made)
     yield made
@@ -253,7 +220,7 @@ def test_a_second_person_sees_what_waits_and_must_be_another_one(tmp_path):
     with ControlService(folder, **{"control.second_above": 0.5}) as service:
         link = ControlLink(service.settings.endpoints.control_requests, service.key)
         with RunningConsole(tmp_path, control=link) as console:
-            made = Agent(tmp_path / "agent", service)
+            made = agent_of(service, tmp_path / "agent")
             headers = {"Authorization": f"Bearer {TOKEN}"}
             try:
                 with httpx.Client(base_url=f"{console.url}/api/v1", headers=headers) as http:
@@ -347,7 +314,7 @@ def test_a_stop_reaches_a_control_service_that_was_away_for_a_moment(tmp_path):
     with ControlService(tmp_path / "state") as service:
         link = ControlLink(service.settings.endpoints.control_requests, service.key)
         with RunningConsole(tmp_path, control=link) as console:
-            made = Agent(tmp_path / "agent", service)
+            made = agent_of(service, tmp_path / "agent")
             headers = {"Authorization": f"Bearer {TOKEN}"}
             try:
                 with httpx.Client(

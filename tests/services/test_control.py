@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 
 import pytest
@@ -15,42 +14,10 @@ from interlatent_live.control.commands import Operation
 from interlatent_live.control.machine import Mode
 from interlatent_live.control.wire import Role
 from interlatent_live.errors import CorruptFileError, UserError
-from tests.support.control_kit import Loop, TwoLayers, controlled, steer
+from tests.support.control_kit import agent_of, steer
 from tests.support.control_service import ControlService
 
 torch.set_num_threads(1)
-
-
-class Agent:
-    """Steps in a thread of its own, as an agent does."""
-
-    def __init__(self, folder, service):
-        self.policy = TwoLayers()
-        self.ready = threading.Event()
-        self.stopping = threading.Event()
-        self.moved_at = self.steered_at = 0.0
-        self.folder, self.service = folder, service
-        self.thread = threading.Thread(target=self.run, daemon=True)
-        self.thread.start()
-        assert self.ready.wait(20)
-
-    def run(self):
-        with controlled(
-            self.policy, self.folder, endpoint=self.service.settings.endpoints.control,
-            key=self.service.key, lease_s=1.0,
-        ) as tap:  # fmt: skip
-            tap.move_to_this_thread()
-            loop = Loop(self.policy, tap)
-            self.tap = tap
-            self.ready.set()
-            while not self.stopping.is_set():
-                _, taken = loop.step()
-                self.moved_at = time.monotonic() if (taken != 0).any() else self.moved_at
-                time.sleep(0.005)
-
-    def close(self):
-        self.stopping.set()
-        self.thread.join(10)
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +28,7 @@ def service(tmp_path_factory):
 
 @pytest.fixture
 def agent(tmp_path, service):
-    made = Agent(tmp_path, service)
+    made = agent_of(service, tmp_path)
     yield made
     made.close()
 
@@ -91,7 +58,7 @@ def checked(service):
     )
 
 
-def test_an_intervention_from_permission_to_its_end(service, agent):
+def test_an_intervention_from_permission_to_its_end(service, agent, tmp_path):
     with service.client() as client:
         shown = until(client, mine(agent))
         assert client.renew("walker").accepted
@@ -116,7 +83,7 @@ def test_an_intervention_from_permission_to_its_end(service, agent):
     assert permitted["changes"][0]["feature"].startswith("first/3@sha256:")
     assert applied["permitted_here"]
     assert 0 <= applied["row"] < ended[0]["row"]
-    journal = next(agent.folder.rglob("journal.jsonl")).read_text()
+    journal = next(tmp_path.rglob("journal.jsonl")).read_text()
     seal = next(
         line["seal"]
         for line in map(json.loads, journal.splitlines())
@@ -139,7 +106,7 @@ def test_a_viewer_a_stranger_and_a_forged_key_command_nothing(service, agent):
         assert until(client, mine(agent)).state.mode is Mode.RUNNING
 
 
-def test_a_stop_outlives_the_service_the_agent_and_needs_neither(service, agent):
+def test_a_stop_outlives_the_service_the_agent_and_needs_neither(service, agent, tmp_path):
     with service.client() as client:
         until(client, mine(agent))
         assert client.command(Operation.STOP, "walker", reason="enough").accepted
@@ -151,7 +118,7 @@ def test_a_stop_outlives_the_service_the_agent_and_needs_neither(service, agent)
     assert agent.moved_at == moved, "without a service it stays stopped"
     agent.close()
     service.start()
-    again = Agent(agent.folder, service)
+    again = agent_of(service, tmp_path)
     with service.client() as client:
         shown = until(client, mine(again))
         assert shown.state.mode is Mode.STOPPED
@@ -164,7 +131,7 @@ def test_a_stop_outlives_the_service_the_agent_and_needs_neither(service, agent)
 
 def test_a_full_disk_refuses_energy_and_never_a_stop(tmp_path):
     with ControlService(tmp_path / "state") as service:
-        agent = Agent(tmp_path / "agent", service)
+        agent = agent_of(service, tmp_path / "agent")
         with service.client() as client:
             shown = until(client, mine(agent))
             assert client.command(Operation.HOLD, shown, reason="x").accepted

@@ -1,6 +1,5 @@
 """Control under CURVE keys: agent, service and operator as they run, and who is not heard."""
 
-import threading
 import time
 
 import pytest
@@ -14,7 +13,7 @@ from interlatent_live.control.machine import Mode
 from interlatent_live.control.wire import Role
 from interlatent_live.errors import UserError
 from interlatent_live.wire.keys import ClientKeys, KeyDirectory, KeyRole, ServerKeys
-from tests.support.control_kit import HOOK, METRICS, Loop, TwoLayers, loaded, steer
+from tests.support.control_kit import HOOK, METRICS, SteppingAgent, loaded, steer
 from tests.support.control_service import ControlService
 
 torch.set_num_threads(1)
@@ -39,38 +38,20 @@ def keys_of(folder, name):
     return ClientKeys.load(folder / "keys" / f"{name}.key", folder / "keys" / "services.pub")
 
 
-class Agent:
-    """Named walker, whatever key it holds; steps in a thread of its own."""
+def agent_with(keys, folder, service):
+    """Named walker, whatever key it holds."""
 
-    def __init__(self, folder, service, keys):
-        self.policy, self.stopping, self.ready = TwoLayers(), threading.Event(), threading.Event()
-        self.state, self.service, self.keys = folder, service, keys
-        self.moved_at = 0.0
-        self.thread = threading.Thread(target=self.run, daemon=True)
-        self.thread.start()
-        assert self.ready.wait(20)
-
-    def run(self):
+    def open_tap(policy):
         options = ControlOptions(
-            endpoint=self.service.settings.endpoints.control, safe_action=torch.zeros(1, 2),
-            transcoders={HOOK: loaded(self.policy)}, max_norm={HOOK: 5.0}, state=self.state,
-            lease_s=1.0,
+            endpoint=service.settings.endpoints.control, safe_action=torch.zeros(1, 2),
+            transcoders={HOOK: loaded(policy)}, max_norm={HOOK: 5.0}, state=folder, lease_s=1.0,
         )  # fmt: skip
-        with attach(
-            self.policy, [HOOK], METRICS, endpoint=None, agent="walker", env_count=1,
-            autoreset="disabled", control=options, strict=True, keys=self.keys,
-        ) as tap:  # fmt: skip
-            loop = Loop(self.policy, tap)
-            self.tap = tap
-            self.ready.set()
-            while not self.stopping.is_set():
-                _, taken = loop.step()
-                self.moved_at = time.monotonic() if (taken != 0).any() else self.moved_at
-                time.sleep(0.005)
+        return attach(
+            policy, [HOOK], METRICS, endpoint=None, agent="walker", env_count=1,
+            autoreset="disabled", control=options, strict=True, keys=keys,
+        )  # fmt: skip
 
-    def close(self):
-        self.stopping.set()
-        self.thread.join(10)
+    return SteppingAgent(open_tap)
 
 
 def operator(folder, service, keys=None, **more):
@@ -90,7 +71,7 @@ def until(condition, timeout_s=15.0):
 
 
 def test_an_agent_with_its_key_is_steered_stopped_and_resumed(tmp_path, folder, service):
-    agent = Agent(tmp_path, service, keys_of(folder, "walker"))
+    agent = agent_with(keys_of(folder, "walker"), tmp_path, service)
     try:
         with operator(folder, service) as client:
 
@@ -127,7 +108,7 @@ def test_an_agent_with_its_key_is_steered_stopped_and_resumed(tmp_path, folder, 
 
 
 def test_a_key_of_another_agent_does_not_speak_for_this_one(tmp_path, folder, service):
-    agent = Agent(tmp_path, service, keys_of(folder, "runner"))
+    agent = agent_with(keys_of(folder, "runner"), tmp_path, service)
     try:
         with operator(folder, service) as client:
             for _ in range(10):

@@ -2,6 +2,7 @@
 end of the agent's connection."""
 
 import itertools
+import threading
 import time
 
 import numpy as np
@@ -32,6 +33,7 @@ from interlatent_live.transcoders.transcoder import Transcoder
 KEY = b"k" * 32
 HOOK = "first"
 SECOND = 1_000_000_000
+STEP_S = 0.005
 METRICS = [MetricSpec("position"), MetricSpec("tilt", "rad")]
 _ids = itertools.count()
 
@@ -102,6 +104,48 @@ class Loop:
         rows = np.tile(metrics, (self.copies, 1)) if self.copies > 1 else np.asarray(metrics)
         self.tap.step(rows, terminated=ends, truncated=ends)
         return meant, taken
+
+
+class SteppingAgent:
+    """Steps in a thread of its own, as an agent does, until it is closed; says when it last moved.
+
+    ``open_tap(policy)`` is called in that thread.
+    """
+
+    def __init__(self, open_tap):
+        self.policy = TwoLayers()
+        self.moved_at = 0.0
+        self._open_tap = open_tap
+        self._ready, self._stopping = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        assert self._ready.wait(20)
+
+    def _run(self):
+        with self._open_tap(self.policy) as tap:
+            tap.move_to_this_thread()
+            self.tap = tap
+            loop = Loop(self.policy, tap)
+            self._ready.set()
+            while not self._stopping.is_set():
+                _, taken = loop.step()
+                if (taken != 0).any():
+                    self.moved_at = time.monotonic()
+                time.sleep(STEP_S)
+
+    def close(self):
+        self._stopping.set()
+        self._thread.join(10)
+
+
+def agent_of(service, folder, **options):
+    """An agent that steps under a control service, with a state folder of its own."""
+    return SteppingAgent(
+        lambda policy: controlled(
+            policy, folder, endpoint=service.settings.endpoints.control, key=service.key,
+            **{"lease_s": 1.0, **options},
+        )
+    )  # fmt: skip
 
 
 def steer(feature=0, kind=Kind.STEER, value=1.0, norm=5.0, *, policy, hook=HOOK, **more):

@@ -116,7 +116,7 @@ class Shadow:
         seed: int = 0,
         own_random: bool = True,
     ) -> None:
-        self.policy = _copy_without_hooks(policy).eval().requires_grad_(requires_grad=False)
+        self.policy = copy_without_hooks(policy).eval().requires_grad_(requires_grad=False)
         modules = dict(self.policy.named_modules())
         if hook_point not in modules:
             raise ValueError(f"the policy has no module {hook_point!r}")
@@ -326,7 +326,7 @@ def _constant_bias(
     return np.repeat(size * drawn[:, None, :], len(change), axis=1)
 
 
-def _copy_without_hooks(policy: nn.Module) -> nn.Module:
+def copy_without_hooks(policy: nn.Module) -> nn.Module:
     """A deep copy that leaves the tap's hooks, and whatever they hold on to, behind."""
     memo: dict[int, object] = {}
     for module in policy.modules():

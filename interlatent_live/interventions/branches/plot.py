@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from interlatent_live.errors import UserError
+from interlatent_live.interventions.svg import save_svg, svg_plots
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,19 +23,9 @@ def draw(branches: Branches, title: str, path: Path) -> None:
     Raises:
         UserError: when matplotlib is missing.
     """
-    try:
-        import matplotlib as mpl  # noqa: PLC0415 - an extra
-
-        mpl.use("svg")
-        from matplotlib import pyplot as plt  # noqa: PLC0415 - likewise
-    except ImportError as error:
-        raise UserError(
-            "the plot needs matplotlib: pip install 'interlatent-live[plots]'"
-        ) from error
     without, intervened = branches.measured
     chosen = most_different(without, intervened)
-    style: Any = {"svg.hashsalt": "branch", "svg.fonttype": "none", "font.size": 9.0}
-    with mpl.rc_context(style):
+    with svg_plots("branch") as plt:
         figure, panels = plt.subplots(
             len(chosen) + 1, 1, figsize=(7.5, 1.7 * (len(chosen) + 1)), sharex=True, squeeze=False
         )
@@ -51,8 +41,7 @@ def draw(branches: Branches, title: str, path: Path) -> None:
         panels[0, 0].set_title(title, fontsize=9, loc="left")
         panels[0, 0].legend(fontsize=8, loc="best")
         figure.tight_layout()
-        figure.savefig(path, metadata={"Date": None}, bbox_inches="tight")
-        plt.close(figure)
+        save_svg(figure, path, plt)
 
 
 def most_different(without: Any, intervened: Any) -> list[int]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from interlatent_live.errors import UserError
 from interlatent_live.interventions.experiment.setup import KINDS, Unit
+from interlatent_live.interventions.svg import save_svg, svg_plots
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -64,26 +64,15 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
     Raises:
         UserError: when matplotlib is missing.
     """
-    try:
-        import matplotlib as mpl  # noqa: PLC0415 - an extra
-
-        mpl.use("svg")
-        from matplotlib import pyplot as plt  # noqa: PLC0415 - likewise
-    except ImportError as error:
-        raise UserError(
-            "the plot needs matplotlib: pip install 'interlatent-live[plots]'"
-        ) from error
-    style: Any = {"svg.hashsalt": "experiment", "svg.fonttype": "none", "font.size": 9.0}
     hypotheses = report["hypotheses"]
-    with mpl.rc_context(style):
+    with svg_plots("experiment") as plt:
         figure, panels = plt.subplots(
             len(hypotheses), 1, figsize=(7.5, 2.9 * len(hypotheses)), squeeze=False
         )
         for panel, one in zip(panels[:, 0], hypotheses, strict=True):
             _panel(panel, one)
         figure.tight_layout()
-        figure.savefig(path, metadata={"Date": None}, bbox_inches="tight")
-        plt.close(figure)
+        save_svg(figure, path, plt)
 
 
 def _panel(panel: Any, one: Mapping[str, Any]) -> None:

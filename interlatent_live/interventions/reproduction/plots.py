@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from interlatent_live.errors import UserError
 from interlatent_live.interventions.reproduction.document import LABELS
 from interlatent_live.interventions.reproduction.summary import arm_of, summarise
+from interlatent_live.interventions.svg import save_svg, svg_plots
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,21 +21,9 @@ def draw(data: dict[str, Any], folder: Path) -> None:
     Raises:
         UserError: when matplotlib is missing.
     """
-    try:
-        import matplotlib as mpl  # noqa: PLC0415 - an extra
-
-        mpl.use("svg")
-        from matplotlib import pyplot as plt  # noqa: PLC0415 - likewise
-    except ImportError as error:
-        raise UserError(
-            "the plots need matplotlib: pip install 'interlatent-live[plots]'"
-        ) from error
-
-    style: Any = {"svg.hashsalt": "reproduction", "svg.fonttype": "none", "font.size": 9.0}
-    with mpl.rc_context(style):
+    with svg_plots("reproduction") as plt:
         for name, figure in ((ARMS, _arms(data, plt)), (REPLACEMENT, _replacement(data, plt))):
-            figure.savefig(folder / name, metadata={"Date": None}, bbox_inches="tight")
-            plt.close(figure)
+            save_svg(figure, folder / name, plt)
 
 
 def _arms(data: dict[str, Any], plt: Any) -> Any:
