@@ -13,6 +13,7 @@ from interlatent_live.explanations.causal import (
     ActionTarget,
     EffectSamples,
     LayerTrace,
+    ablate_strongest,
     attribute,
     measure_effect,
     rank_agreement,
@@ -114,7 +115,9 @@ def test_a_linear_network_is_explained_by_its_features_alone():
         kept = index != int(name.rpartition("/")[2])
         return float(gradient @ (pre[index][kept] @ trace.W_dec[index][kept]))
 
-    assert rank_agreement(found, ablated) == pytest.approx(1.0)
+    checks = ablate_strongest(found, ablated, 10)
+    assert [one.measured for one in checks] == pytest.approx([one.contribution for one in checks])
+    assert rank_agreement(checks) == pytest.approx(1.0)
     inputs = {n.name: n.contribution for n in found.levels[-1] if n.kind == "input"}
     np.testing.assert_allclose(list(inputs.values()), x * (W @ gradient), atol=1e-9)
 
@@ -131,7 +134,7 @@ def test_an_unexplained_decision_says_so():
     found = attribute([blind], target)
     assert found.feature_share == 0
     assert found.verdict.startswith("not explained by features")
-    assert rank_agreement(found, lambda _: 0.0) is None
+    assert rank_agreement(ablate_strongest(found, lambda _: 0.0)) is None
     assert np.abs(found.residuals()).max() < 1e-9
 
 

@@ -1,11 +1,13 @@
 """What a feature does to the action: shadow interventions, their statistics, and attribution."""
 
 from interlatent_live.explanations.causal.attribution import (
+    Ablation,
     ActionTarget,
     Attribution,
     Edge,
     LayerTrace,
     Node,
+    ablate_strongest,
     attribute,
     rank_agreement,
 )
@@ -16,6 +18,7 @@ from interlatent_live.explanations.causal.effects import (
 )
 
 __all__ = [
+    "Ablation",
     "ActionTarget",
     "Attribution",
     "Edge",
@@ -23,6 +26,7 @@ __all__ = [
     "EffectSamples",
     "LayerTrace",
     "Node",
+    "ablate_strongest",
     "attribute",
     "measure_effect",
     "rank_agreement",

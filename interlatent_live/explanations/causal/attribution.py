@@ -6,24 +6,34 @@ as an explicit constant. With the transcoder, y = Σ fᵢ dᵢ + x W_skip + b_de
 quantity is a sum over features, skip, bias and an error node. A feature that is on is linear in its
 input, fᵢ = x·eᵢ + bᵢ, and x is the output of the hook point before, which opens each term again,
 down to the observation (Ameisen et al., "Circuit Tracing", 2025, §3: attribution graphs with error
-nodes; here nothing is frozen because an active feature *is* linear). At every level the terms sum
-to the same number; the tests hold that to 1e-4.
+nodes; here nothing is frozen because an active feature *is* linear). Where layers without a
+transcoder lie between the observation and the first hook point, they are followed by the caller's
+path integral, and what it does not give to a number of the observation is a term of its own. At
+every level the terms sum to the same number; the tests hold that to 1e-4.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from numpy.typing import NDArray
+    from collections.abc import Sequence
 
 EXPLAINED_SHARE: Final = 0.5
+MOST_EDGES: Final = 64
+MOST_TERMS: Final = 24
+"""Of each level in an answer; what the lighter ones add up to is one more."""
+
+Observed = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+"""Readings [r, d_in] of the first hook point's input → the part [r, n] of each number of the
+observation in them, beside a usual observation."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,8 +78,8 @@ class Node:
     """A term of the sum at one level."""
 
     name: str
-    """``feature:HOOK/INDEX``, ``input:HOOK/INDEX``, ``skip:HOOK``, ``bias:HOOK``, ``error:HOOK``
-    or ``tail``."""
+    """``feature:HOOK/INDEX``, ``input:HOOK/INDEX``, ``observation:INDEX``, ``baseline:HOOK``,
+    ``skip:HOOK``, ``bias:HOOK``, ``error:HOOK`` or ``tail``."""
     kind: str
     contribution: float
 
@@ -111,21 +121,43 @@ class Attribution:
         ranked = sorted(self.levels[0], key=lambda node: -abs(node.contribution))
         return tuple(ranked[:count])
 
-    def to_json(self, edges: int = 64) -> dict[str, Any]:
-        """The graph as the API shows it, its heaviest edges first."""
-        heavy = sorted(self.edges, key=lambda edge: -abs(edge.weight))[:edges]
+    def to_json(self, edges: int = MOST_EDGES, terms: int = MOST_TERMS) -> dict[str, Any]:
+        """The graph as the API shows it: of each level the largest terms, and the heaviest edges.
+
+        What the other terms of a level add up to is its last one, of kind ``others``, so that a
+        level still sums to ``value``.
+        """
+        levels = [_shown(level, depth, terms) for depth, level in enumerate(self.levels)]
+        known = {"action", *(one["name"] for level in levels for one in level)}
+        among = [edge for edge in self.edges if edge.source in known and edge.target in known]
+        heavy = sorted(among, key=lambda edge: -abs(edge.weight))[:edges]
         return {
             "label": self.label,
             "value": self.value,
             "feature_share": self.feature_share,
             "verdict": self.verdict,
-            "levels": [
-                [{"name": n.name, "kind": n.kind, "contribution": n.contribution} for n in level]
-                for level in self.levels
-            ],
+            "levels": levels,
             "edges": [{"source": e.source, "target": e.target, "weight": e.weight} for e in heavy],
-            "edges_left_out": max(len(self.edges) - edges, 0),
+            "edges_left_out": len(self.edges) - len(heavy),
         }
+
+
+def _shown(level: Sequence[Node], depth: int, most: int) -> list[dict[str, Any]]:
+    ranked = sorted(level, key=lambda node: -abs(node.contribution))
+    shown = [
+        {"name": n.name, "kind": n.kind, "contribution": n.contribution} for n in ranked[:most]
+    ]
+    if rest := ranked[most:]:
+        total = sum(node.contribution for node in rest)
+        shown.append(
+            {
+                "name": f"others:{depth}",
+                "kind": "others",
+                "contribution": total,
+                "count": len(rest),
+            }
+        )
+    return shown
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -136,11 +168,14 @@ class _Reading:
     reading: NDArray[np.float64]
 
 
-def attribute(layers: Sequence[LayerTrace], target: ActionTarget) -> Attribution:
+def attribute(
+    layers: Sequence[LayerTrace], target: ActionTarget, *, observed: Observed | None = None
+) -> Attribution:
     """Decompose the target over hook points, the last one first.
 
     ``layers`` are in the order of the forward pass, each the input of the next or of something
-    between: where a layer's x is not the y before it, the difference is a ``between`` node.
+    between: where a layer's x is not the y before it, the difference is a ``between`` node. The
+    last level is the first layer's x, or with ``observed`` what that makes of the observation.
 
     Raises:
         ValueError: without layers, or where shapes do not fit.
@@ -171,7 +206,8 @@ def attribute(layers: Sequence[LayerTrace], target: ActionTarget) -> Attribution
         if above is not None:
             carried += _between(layer, above, below, edges)
         readings = below
-    levels.append((*_inputs(layers[0], readings, edges), *carried))
+    below = _inputs if observed is None else partial(_observations, observed=observed)
+    levels.append((*below(layers[0], readings, edges), *carried))
     return Attribution(target.label, target.value, tuple(levels), tuple(edges), share)
 
 
@@ -260,18 +296,57 @@ def _inputs(layer: LayerTrace, readings: list[_Reading], edges: list[Edge]) -> l
     ]
 
 
-def rank_agreement(
-    attribution: Attribution, ablated: Callable[[str], float], count: int = 10
-) -> float | None:
-    """Spearman's ρ between the top features' terms and the change when each is ablated.
+def _observations(
+    layer: LayerTrace, readings: list[_Reading], edges: list[Edge], *, observed: Observed
+) -> list[Node]:
+    if not readings:
+        return []
+    x = np.asarray(layer.x, np.float64)
+    stacked = np.stack([reading.reading for reading in readings])
+    parts = np.asarray(observed(stacked), np.float64)
+    # What a usual observation would give, and what the path integral's sum misses.
+    base = stacked @ x - parts.sum(1)
+    name = f"baseline:{layer.hook_point}"
+    for reading, weights, rest in zip(readings, parts, base, strict=True):
+        for i, weight in enumerate(weights):
+            edges.append(Edge(f"observation:{i}", reading.name, float(weight)))
+        edges.append(Edge(name, reading.name, float(rest)))
+    nodes = [
+        Node(f"observation:{i}", "observation", float(weight))
+        for i, weight in enumerate(parts.sum(0))
+    ]
+    return [*nodes, Node(name, "baseline", float(base.sum()))]
 
-    ``ablated(name)`` gives the target's value with that feature taken out. None with under three
-    features.
+
+@dataclass(frozen=True, slots=True)
+class Ablation:
+    """What a feature's term says, and what taking the feature out really changes."""
+
+    name: str
+    contribution: float
+    measured: float
+
+
+def ablate_strongest(
+    attribution: Attribution, ablated: Callable[[str], float], count: int = 10
+) -> tuple[Ablation, ...]:
+    """The features with the largest terms at the last hook point, each taken out.
+
+    ``ablated(name)`` gives the target's value with that feature taken out.
     """
     features = [n for n in attribution.top(len(attribution.levels[0])) if n.kind == "feature"]
-    chosen = features[:count]
-    if len(chosen) < 3:
+    return tuple(
+        Ablation(node.name, node.contribution, attribution.value - ablated(node.name))
+        for node in features[:count]
+    )
+
+
+def rank_agreement(ablations: Sequence[Ablation]) -> float | None:
+    """Spearman's ρ between terms and measured changes; None with under three, or all alike."""
+    if len(ablations) < 3:
         return None
-    said = [node.contribution for node in chosen]
-    measured = [attribution.value - ablated(node.name) for node in chosen]
+    said = [one.contribution for one in ablations]
+    measured = [one.measured for one in ablations]
+    if len(set(said)) == 1 or len(set(measured)) == 1:
+        return None
     return float(spearmanr(said, measured).statistic)

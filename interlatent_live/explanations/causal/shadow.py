@@ -177,6 +177,29 @@ class Shadow:
             handle.remove()
         return float(value.detach()), gradient[0].detach()
 
+    def input_gradients(self, observations: Tensor, readings: Tensor) -> Tensor:
+        """[r, n, …] gradients of ``readings`` [r, d_in] of the hook point's input, per observation.
+
+        Raises:
+            RuntimeError: when no gradient leads from the hook point to the observations [n, …].
+        """
+        seen: list[Tensor] = []
+        handle = self._module.register_forward_pre_hook(
+            lambda _module, inputs: seen.append(inputs[0])
+        )
+        try:
+            with torch.enable_grad(), self._random:
+                at = observations.detach().clone().requires_grad_(requires_grad=True)
+                self._call(at)
+                x = seen[0].reshape(len(at), -1).double()
+                found = [
+                    torch.autograd.grad((x @ one).sum(), at, retain_graph=True)[0]
+                    for one in readings
+                ]
+        finally:
+            handle.remove()
+        return torch.stack(found)
+
     def output_at_hook(self, observations: Tensor | Call) -> Tensor:
         """[n, d_out] what the hook point gives, unshifted."""
         return self.seen_at_hook(observations)[1]
