@@ -16,7 +16,6 @@ import http.client
 import json
 import os
 import queue
-import random
 import selectors
 import shutil
 import signal
@@ -24,16 +23,14 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal, Self
+from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import urlsplit
 
 from interlatent_live.engine import supervisor as machine
-from interlatent_live.engine.interrupts import sigterm_interrupts
 from interlatent_live.engine.port import (
-    EngineEvent,
     HttpReady,
     LineReady,
     OutputLine,
@@ -41,17 +38,14 @@ from interlatent_live.engine.port import (
     ServiceSpec,
     ServiceStatus,
 )
-from interlatent_live.errors import UserError
-from interlatent_live.logs import get_logger, relay_line
+from interlatent_live.engine.supervised import EPOCH_VARIABLE, SupervisedEngine
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
 
 PARENT_PIPE_VARIABLE: Final = "INTERLATENT_PARENT_FD"
 """Environment variable that names the descriptor whose end-of-file means: the parent is gone."""
 
-_KEPT_EVENTS: Final = 1000
 _KEPT_LINES: Final = 20
 _LINE_LIMIT: Final = 64 * 1024
 _READ_SIZE: Final = 64 * 1024
@@ -103,7 +97,7 @@ class _Child:
         return self.last_lines[-1] if self.last_lines else ""
 
 
-class LocalEngine:
+class LocalEngine(SupervisedEngine):
     """Runs services as child processes, each in a session of its own.
 
     ``on_line`` gets every line that a child writes, on the engine's thread; by default the lines go
@@ -113,18 +107,10 @@ class LocalEngine:
     def __init__(
         self, *, on_line: Callable[[OutputLine], None] | None = None, seed: int | None = None
     ) -> None:
-        self._log = get_logger("engine")
-        self._on_line = on_line or self._log_line
-        self._machine = machine.Supervisor(random.Random(seed))
+        super().__init__(on_line, seed)
         self._children: dict[str, _Child] = {}
-        self._requests: queue.SimpleQueue[_Request] = queue.SimpleQueue()
-        self._changed = threading.Condition()
-        self._events: collections.deque[EngineEvent] = collections.deque(maxlen=_KEPT_EVENTS)
-        self._status: tuple[ServiceStatus, ...] = ()
+        self._answers: queue.SimpleQueue[machine.Answered] = queue.SimpleQueue()
         self._targets: dict[str, _Target] = {}
-        self._interrupts = ExitStack()
-        self._closing = False
-        self._closed = threading.Event()
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._parent_read, self._parent_write = os.pipe()
         self._selector = selectors.DefaultSelector()
@@ -134,77 +120,11 @@ class LocalEngine:
         self._thread.start()
         self._prober.start()
 
-    # ----------------------------------------------------------------------------- the port
-
-    def start(self, spec: ServiceSpec) -> None:
-        """See :meth:`interlatent_live.engine.port.Engine.start`."""
-        self._ask(machine.Start(spec))
-
-    def stop(self, name: str) -> None:
-        """See :meth:`interlatent_live.engine.port.Engine.stop`."""
-        self._ask(machine.Stop(name))
-
-    def stop_all(self, *, at_once: bool = False) -> None:
-        """See :meth:`interlatent_live.engine.port.Engine.stop_all`."""
-        self._ask(machine.StopAll(at_once))
-
-    def status(self) -> tuple[ServiceStatus, ...]:
-        """See :meth:`interlatent_live.engine.port.Engine.status`."""
-        with self._changed:
-            return self._status
-
-    def events(self, after: int = 0, timeout_s: float = 0.0) -> tuple[EngineEvent, ...]:
-        """See :meth:`interlatent_live.engine.port.Engine.events`."""
-        with self._changed:
-            self._changed.wait_for(
-                lambda: (
-                    self._closed.is_set()
-                    or (bool(self._events) and self._events[-1].sequence > after)
-                ),
-                timeout_s,
-            )
-            return tuple(event for event in self._events if event.sequence > after)
-
-    def close(self) -> None:
-        """See :meth:`interlatent_live.engine.port.Engine.close`."""
-        if not self._closed.is_set():
-            with suppress(UserError):  # closed by another thread meanwhile
-                self._ask(machine.StopAll())
-            self._closing = True
-            self._wake()
-        # An interrupt during this wait ends the patience, not the children's supervision.
-        try:
-            self._thread.join()
-        except KeyboardInterrupt:
-            with suppress(UserError):
-                self._ask(machine.StopAll(at_once=True))
-            self._thread.join()
-        self._prober.join()
-
-    def __enter__(self) -> Self:
-        """The engine itself; until it is closed, SIGTERM interrupts as SIGINT does."""
-        self._interrupts.enter_context(sigterm_interrupts())
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Close."""
-        with self._interrupts:
-            self.close()
-
     # ------------------------------------------------------------------------- other threads
 
-    def _ask(self, event: machine.Event) -> None:
-        request = _Request(event)
-        if self._closed.is_set():
-            raise UserError("the engine is closed")
-        self._requests.put(request)
-        self._wake()
-        request.wait(self._closed)
+    def _join(self) -> None:
+        self._thread.join()
+        self._prober.join()
 
     def _wake(self) -> None:
         with suppress(OSError):  # closed meanwhile
@@ -231,7 +151,7 @@ class LocalEngine:
                 if now < due[key]:
                     continue
                 if _answers(target.url, target.pid):
-                    self._requests.put(_Request(machine.Answered(*key)))
+                    self._answers.put(machine.Answered(*key))
                     self._wake()
                 pause = _WATCH_EVERY_S if target.ready else _PROBE_EVERY_S
                 due[key] = time.monotonic() + pause
@@ -245,11 +165,15 @@ class LocalEngine:
 
     def _run(self) -> None:
         try:
-            while not (self._closing and self._machine.idle() and self._requests.empty()):
+            while not self._finished:
                 deadline = self._machine.deadline()
                 wait = None if deadline is None else max(0.0, deadline - time.monotonic())
                 for key, _ in self._selector.select(wait):
                     self._on_readable(key)
+                with suppress(BlockingIOError):
+                    os.eventfd_read(self._wake_fd)
+                while not self._answers.empty():
+                    self._handle(self._answers.get())
                 self._serve_requests()
                 self._handle(machine.Tick())
         finally:
@@ -259,39 +183,10 @@ class LocalEngine:
             self._selector.close()
             for fd in (self._parent_read, self._parent_write, self._wake_fd):
                 os.close(fd)
-            with self._changed:
-                self._closed.set()
-                self._changed.notify_all()
-            while not self._requests.empty():
-                self._requests.get().refuse(UserError("the engine is closed"))
+            self._end()
 
-    def _serve_requests(self) -> None:
-        with suppress(BlockingIOError):
-            os.eventfd_read(self._wake_fd)
-        while not self._requests.empty():
-            request = self._requests.get()
-            try:
-                self._handle(request.event)
-            except UserError as error:
-                request.refuse(error)
-            else:
-                request.grant()
-
-    def _handle(self, event: machine.Event) -> None:
-        todo = collections.deque(self._machine.handle(event, time.monotonic()))
-        reports = []
-        while todo:
-            instruction = todo.popleft()
-            match instruction:
-                case machine.Spawn(spec, attempt):
-                    answer = self._spawn(spec, attempt)
-                    todo.extend(self._machine.handle(answer, time.monotonic()))
-                case machine.Signal(name, _, how):
-                    number = signal.SIGTERM if how == "terminate" else signal.SIGKILL
-                    _signal_group(self._children[name].process.pid, number)
-                case machine.Report(report):
-                    reports.append(report)
-        status = self._machine.status()
+    def _status_changed(self, status: tuple[ServiceStatus, ...]) -> bool:
+        """Whom the prober is to ask; it wakes when they are others."""
         targets = {
             s.name: _Target(child.spec.readiness.url, child.attempt, s.pid, s.phase is Phase.READY)
             for s in status
@@ -303,22 +198,19 @@ class LocalEngine:
                 or (s.phase is Phase.READY and child.spec.hang_after_s is not None)
             )
         }
-        with self._changed:
-            news = bool(reports) or targets != self._targets
-            self._status, self._targets = status, targets
-            self._events.extend(reports)
-            if news:
-                self._changed.notify_all()
-        for report in reports:
-            self._log.info(
-                report.kind.value, service=report.service, pid=report.pid, detail=report.message
-            )
+        changed, self._targets = targets != self._targets, targets
+        return changed
+
+    def _signal(self, instruction: machine.Signal) -> None:
+        number = signal.SIGTERM if instruction.how == "terminate" else signal.SIGKILL
+        _signal_group(self._children[instruction.name].process.pid, number)
 
     def _spawn(self, spec: ServiceSpec, attempt: int) -> machine.Event:
         environment = {
             **os.environ,
             **dict.fromkeys(_THREAD_VARIABLES, str(spec.threads)),
             **spec.environment,
+            EPOCH_VARIABLE: spec.environment.get(EPOCH_VARIABLE, self._next_epoch()),
             PARENT_PIPE_VARIABLE: str(self._parent_read),
         }
         if shutil.which(spec.command[0], path=environment.get("PATH")) is None:
@@ -397,15 +289,6 @@ class LocalEngine:
         del self._children[child.spec.name]
         self._handle(machine.Exited(child.spec.name, child.attempt, code, child.last_words()))
 
-    def _tell(self, line: OutputLine) -> None:
-        try:
-            self._on_line(line)
-        except Exception:  # noqa: BLE001 - a listener's bug must not end the supervision
-            self._log.exception("listener-failed", service=line.service)
-
-    def _log_line(self, line: OutputLine) -> None:
-        relay_line(self._log, line.service, line.stream, line.text)
-
 
 @dataclass(frozen=True, slots=True)
 class _Target:
@@ -413,29 +296,6 @@ class _Target:
     attempt: int
     pid: int | None
     ready: bool
-
-
-class _Request:
-    """An event from another thread, and the answer it waits for."""
-
-    def __init__(self, event: machine.Event) -> None:
-        self.event = event
-        self._answered = threading.Event()
-        self._error: UserError | None = None
-
-    def grant(self) -> None:
-        self._answered.set()
-
-    def refuse(self, error: UserError) -> None:
-        self._error = error
-        self._answered.set()
-
-    def wait(self, closed: threading.Event) -> None:
-        while not self._answered.wait(0.5):
-            if closed.is_set() and not self._answered.is_set():
-                raise UserError("the engine is closed")
-        if self._error is not None:
-            raise self._error
 
 
 def _signal_group(pid: int, number: signal.Signals) -> None:

@@ -126,7 +126,8 @@ class ServiceSpec:
     before this one starts and that are stopped after it. ``nice`` and ``threads`` keep services
     from competing with the agent on its machine: two compute threads on two busy cores collapse.
     ``hang_after_s`` restarts a ready service whose ``/healthz`` has not answered for so long; it
-    needs :class:`HttpReady`, and ``None`` leaves a hung service alone.
+    needs :class:`HttpReady`, and ``None`` leaves a hung service alone. ``cpus`` and ``gpus`` are
+    what an adapter with several nodes keeps free for it on one of them; one machine has no choice.
     """
 
     name: str
@@ -141,6 +142,8 @@ class ServiceSpec:
     nice: int = 5
     threads: int = 1
     folder: str | None = None
+    cpus: float = 0.0
+    gpus: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse what could not be honoured."""
