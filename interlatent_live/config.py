@@ -274,6 +274,8 @@ class ExplainerSettings(_Section):
     """Whether the language model is also told the words of each verified claim alone, and guesses
     on which later steps the feature is on; costs four requests a claim."""
     narrate_every_s: Seconds = 4.0
+    narrate_gap_s: Seconds = 1.0
+    """Least time between two lines, also where something happens meanwhile."""
     calibration: Path | None = None
     """Recording that claims are proposed from; none: they are proposed from early episodes."""
     looks: Paths = ()
@@ -313,6 +315,8 @@ class ConsoleSettings(_Section):
     """Newest steps kept for pages; they are taken in only while a page shows them."""
     history_bytes: Bytes = 8 * MEBI
     """Sums of steps kept to compare metrics before interventions and meanwhile."""
+    recordings: Path | None = None
+    """Folder of the recordings that the page may show; none: the one of recorder.folder, if any."""
 
 
 class ControlSettings(_Section):
@@ -497,6 +501,7 @@ class Settings(BaseSettings):
                 Buffer("pictures", 64 * KIBI, 64),
                 Buffer("sums of steps around interventions", self.console.history_bytes),
                 Buffer("password being checked", 32 * MEBI),
+                Buffer("answer about a recording", 64 * MEBI),
             ),
             "control": (
                 Buffer("agents as they describe themselves", 512 * KIBI, 4 * limits.agents),

@@ -18,7 +18,13 @@ from interlatent_live.console.secrets import load_token, request_key, state_fold
 from interlatent_live.errors import UserError
 from interlatent_live.explanations import ExplainerConfig
 from interlatent_live.explanations.requests import carry_out
-from interlatent_live.feed.documents import ClaimsDocument, NarrationDocument, Topic
+from interlatent_live.feed.client import FeedClient
+from interlatent_live.feed.documents import (
+    AlertsDocument,
+    ClaimsDocument,
+    NarrationDocument,
+    Topic,
+)
 from interlatent_live.logs import get_logger
 from interlatent_live.pipeline.calibration import load_calibrations
 from interlatent_live.pipeline.explainer import ExplainerCore, Pace, calibrations_from
@@ -30,6 +36,7 @@ from interlatent_live.services.requests import RequestSocket
 from interlatent_live.services.runtime import ServiceRuntime
 from interlatent_live.services.writing import WriterThread
 from interlatent_live.services.writing_metrics import WriterMetrics
+from interlatent_live.wire.keys import ServerKeys
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -64,6 +71,7 @@ def serve(settings: Settings) -> None:
         service = FeatureService("explainer", settings, network, shell)
         requests = _request_socket(settings, network)
         shell.requests = requests
+        shell.alerts = alerts = _alerts(settings)
         try:
             claims = shell.prepare()
             shell.metrics = ExplainerMetrics(lambda: shell.evidence_bytes, runtime.registry)
@@ -73,9 +81,17 @@ def serve(settings: Settings) -> None:
             with shell:
                 service.run(runtime, alive=shell.check)
         finally:
+            alerts.close()
             if requests is not None:
                 requests.close()
             service.close()
+
+
+def _alerts(settings: Settings) -> FeedClient:
+    """The correlator's word on alerts and drift; one that is not there yet is waited for."""
+    keys = settings.security.keys
+    viewer = None if keys is None else ServerKeys.load(keys).client()
+    return FeedClient([settings.endpoints.correlator_feed], [Topic.ALERTS], keys=viewer)
 
 
 def _request_socket(settings: Settings, network: Network) -> RequestSocket | None:
@@ -114,7 +130,7 @@ class ExplainerShell:
                 block_steps=options.block_steps,
             ),
             calibrations=calibrations_from(load_calibrations(recordings)),
-            pace=Pace(narrate_s=options.narrate_every_s),
+            pace=Pace(narrate_s=options.narrate_every_s, narrate_gap_s=options.narrate_gap_s),
             writer=self.writer,
             words=self._words is not None,
             clock=time.time_ns,
@@ -125,6 +141,8 @@ class ExplainerShell:
         self._processed: deque[str] = deque()
         self._documents: deque[ClaimsDocument | NarrationDocument] = deque(maxlen=1000)
         self.requests: RequestSocket | None = None
+        self.alerts: FeedClient | None = None
+        """Where the correlator tells of alerts and drift."""
         self.metrics: ExplainerMetrics | None = None
         self._answers: deque[Answer] = deque()
         self._evidence_bytes = 0
@@ -189,6 +207,7 @@ class ExplainerShell:
         """Publish what the worker found; returns the streams whose oldest rows are done with."""
         del lost  # claims are scored on what arrived; the correlator shows what did not
         self._pass_requests_on()
+        self._pass_alerts_on()
         while self._documents:
             document = self._documents.popleft()
             if self.metrics is not None:
@@ -214,6 +233,13 @@ class ExplainerShell:
             self._events.put(partial(self._carry_out, request))
         while self._answers:
             self.requests.answer(self._answers.popleft())
+
+    def _pass_alerts_on(self) -> None:
+        if self.alerts is None:
+            return
+        for event in self.alerts.events(0.0):
+            if isinstance(event.value, AlertsDocument):
+                self._events.put(partial(self._core.alerts, event.value))
 
     # -- the worker's thread -----------------------------------------------------------------------
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Final
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from interlatent_live.explanations.triggers import TriggerKind
+from interlatent_live.explanations.truth import Citations
 from interlatent_live.explanations.verification import Verdict
 from interlatent_live.feed.documents import ClaimsDocument
 
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
     from interlatent_live.feed.documents import NarrationDocument
 
+INTERVAL: Final = "interval"
+"""What had the narrator speak where nothing had happened."""
 MOST_SOURCES: Final = 256
 """Runs and hook points whose newest claims are counted; the oldest go first."""
 
@@ -34,13 +38,17 @@ class ExplainerMetrics(Collector):
     def __init__(self, evidence_bytes: Callable[[], int], registry: CollectorRegistry) -> None:
         self._evidence_bytes = evidence_bytes
         self._claims: dict[tuple[str, str], Counter[str]] = {}
-        self._narrated = 0
+        self._narrated: Counter[str] = Counter()
+        self._truth = Citations()
         registry.register(self)
 
     def note(self, document: ClaimsDocument | NarrationDocument) -> None:
         """Take in what is published; called by the service's loop."""
         if not isinstance(document, ClaimsDocument):
-            self._narrated += 1
+            self._narrated[INTERVAL if document.trigger is None else document.trigger.kind] += 1
+            if document.truth is not None:
+                found = document.truth
+                self._truth += Citations(found.cited, found.true, found.still)
             return
         source = (document.run_id, document.hook_point)
         claims = {**self._claims}
@@ -64,9 +72,28 @@ class ExplainerMetrics(Collector):
         for verdict in Verdict:
             claims.add_metric([verdict.value], totals[verdict.value])
         yield claims
-        yield CounterMetricFamily(
-            "interlatent_narrations", "Intervals that were narrated.", value=self._narrated
+        narrations = CounterMetricFamily(
+            "interlatent_narrations",
+            "Intervals that were narrated, by what had the narrator speak.",
+            labels=["trigger"],
         )
+        for trigger in (INTERVAL, *TriggerKind):
+            narrations.add_metric([str(trigger)], self._narrated[trigger])
+        yield narrations
+        cited = CounterMetricFamily(
+            "interlatent_narration_predicates",
+            "Predicates cited by the narrator: all, those that held in their interval, and those "
+            "that still held when their line was published.",
+            labels=["outcome"],
+        )
+        truth = self._truth
+        for outcome, count in (
+            ("cited", truth.cited),
+            ("true", truth.true),
+            ("still", truth.still),
+        ):
+            cited.add_metric([outcome], count)
+        yield cited
         yield GaugeMetricFamily(
             "interlatent_evidence_bytes",
             "Bytes of the steps that claims are scored on.",

@@ -191,6 +191,10 @@ class Narrated(msgspec.Struct, frozen=True):
     to_t: int
     published_ns: int
     lines: list[dict[str, Any]]
+    trigger: dict[str, Any] | None = None
+    """What had the narrator speak: kind and text; None: the interval was over."""
+    truth: dict[str, Any] | None = None
+    """How many of the cited predicates held, and of the newest ones the share that did."""
 
 
 class Spent(msgspec.Struct, frozen=True):

@@ -40,6 +40,7 @@ from interlatent_live.explanations.sequential import (
     start_watch,
     update_watch,
 )
+from interlatent_live.explanations.truth import truth_of
 from interlatent_live.explanations.verification import Verdict, judge
 from interlatent_live.explanations.writers import Draft, state_rule
 from interlatent_live.explanations.writers.builtin import BUILT_IN, label_of
@@ -53,6 +54,8 @@ if TYPE_CHECKING:
 
     from interlatent_live.explanations.predicates import Predicate, Truth
     from interlatent_live.explanations.scores import Interval, Scores
+    from interlatent_live.explanations.triggers import Moment
+    from interlatent_live.explanations.truth import Citations
     from interlatent_live.explanations.verification import Judgement
     from interlatent_live.stream import FeatureBatch, MetricSpec
 
@@ -86,6 +89,16 @@ class ExplainerConfig:
     half_life: float = DEFAULT_HALF_LIFE
     """Scored rows after which a row counts half in what is said of a claim as of late."""
     narration_windows: tuple[int, ...] = WINDOWS
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What was said of one copy at once, and how true it is."""
+
+    env: int
+    episode: int
+    sentences: tuple[Sentence, ...]
+    truth: Citations
 
 
 class Explainer:
@@ -484,6 +497,14 @@ class Explainer:
         counts = self._recent.get(feature)
         return None if counts is None else counts.scores()
 
+    def fall_of(self, feature: int) -> float | None:
+        """How far a claim's balanced accuracy of late is below its ledger's; None: unknown."""
+        recent, claim = self.recent(feature), self._claims.get(feature)
+        scores = None if claim is None else claim.scores
+        ledger = None if scores is None else scores.balanced_accuracy.value
+        late = None if recent is None else recent.balanced_accuracy.value
+        return None if ledger is None or late is None else ledger - late
+
     def _rescore_challenger(
         self, claim: Claim, evidence: Evidence, now_ns: int, *, last: bool, stale: str
     ) -> None:
@@ -668,18 +689,21 @@ class Explainer:
         self._watches[feature] = watch
         return watch.broken
 
-    def narrate(self, limit: int = 3) -> tuple[Sentence, ...]:
-        """What the agent copies are doing now: the most telling sentences of ``limit`` copies.
+    def narrate(self, limit: int = 3, *, at: Moment | None = None) -> tuple[Told, ...]:
+        """What agent copies are doing: the most telling sentences of ``limit`` of them.
 
-        What was said of a copy the last two times is said again only where nothing else is of note.
+        Of the newest step of every copy, or of the window that ends at one moment. What was said of
+        a copy the last two times is said again only where nothing else is of note. How true the
+        words are is judged on the same rows.
         """
         verified = [c for c in self._claims.values() if c.verdict is Verdict.VERIFIED]
         if not verified or self.hook_point not in self._store.hook_points():
             return ()
         evidence = self._store.evidence(self.hook_point)
         narrator = self.narrator(evidence)
+        rows = narrator.latest_rows()[:_COPIES_NARRATED] if at is None else narrator.rows_at(at)
         found: list[tuple[Sentence, ...]] = []
-        for row in narrator.latest_rows()[:_COPIES_NARRATED]:
+        for row in rows:
             copy = int(evidence.unit_key[evidence.unit[row], 1])
             recent = {key for said in self._said.get(copy, ()) for key in said}
             sentences = narrator.narrate_at(int(row), recent)
@@ -689,9 +713,11 @@ class Explainer:
         found.sort(key=lambda one: (self._all_said(one), one[0].common))
         chosen = found[:limit]
         for sentences in chosen:
-            said = self._said.setdefault(sentences[0].env, deque(maxlen=2))
-            said.append(tuple(key for sentence in sentences for key in sentence.keys))
-        return tuple(sentence for sentences in chosen for sentence in sentences)
+            before = self._said.setdefault(sentences[0].env, deque(maxlen=2))
+            before.append(tuple(key for sentence in sentences for key in sentence.keys))
+        return tuple(
+            Told(said[0].env, said[0].episode, said, truth_of(said, evidence)) for said in chosen
+        )
 
     def _all_said(self, sentences: tuple[Sentence, ...]) -> bool:
         said = {key for times in self._said.values() for keys in times for key in keys}

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from interlatent_live.explanations.claims import Claim
     from interlatent_live.explanations.evidence import Evidence
+    from interlatent_live.explanations.triggers import Moment
 
 WINDOWS: Final = (100, 50, 25, 12)
 HOLDS_SHARE: Final = 0.8
@@ -213,6 +214,15 @@ class Narrator:
         order = np.argsort(-evidence.time_ns, kind="stable")
         _, first = np.unique(copies[order], axis=0, return_index=True)
         return order[np.sort(first)]
+
+    def rows_at(self, moment: Moment) -> NDArray[np.int64]:
+        """The row of one step of a copy's newest boot; empty where it is not held."""
+        evidence = self._evidence
+        key = evidence.unit_key[evidence.unit]
+        rows = np.flatnonzero(
+            (evidence.t == moment.t) & (key[:, 1] == moment.env) & (key[:, 2] == moment.episode)
+        )
+        return rows[np.argsort(-key[rows, 0], kind="stable")][:1]
 
     def held_share(self, statement: int, row: int, length: int) -> float:
         """Share of the window ending at ``row`` in which statement and feature hold."""

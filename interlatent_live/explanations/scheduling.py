@@ -13,11 +13,17 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from interlatent_live.explanations.profile import FeatureProfile
     from interlatent_live.explanations.writers.port import Draft
 
 _FLOOR: Final = 1e-3
 """An unknown factor must not hide the others."""
+_WHOLE_FALL: Final = 0.15
+"""Fall in balanced accuracy that counts like an alarm: what the bar leaves to a perfect claim."""
+_MOST_DRIFT: Final = 9.0
+"""Beyond it more drift says nothing more, and must not hide density and effect."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +55,19 @@ def importance(density: float, effect: float | None = None, drift: float | None 
     for factor in factors:
         product *= max(factor, _FLOOR)
     return product
+
+
+def drift_factor(alarms: Iterable[float] = (), fall: float | None = None) -> float:
+    """How much more urgent drift makes a feature: 1 where there is none, 10 at most.
+
+    Args:
+        alarms: evidence over its bar of every monitor of the feature that raised an alarm, ≥ 1.
+        fall: how far its claim's balanced accuracy of late is below that of its ledger.
+    """
+    worst = max(alarms, default=0.0)
+    if fall is not None:
+        worst = max(worst, fall / _WHOLE_FALL)
+    return 1.0 + min(max(worst, 0.0), _MOST_DRIFT)
 
 
 @dataclass(slots=True)

@@ -184,6 +184,29 @@ class NarrationLine(msgspec.Struct, frozen=True):
     references: list[dict[str, Any]]
 
 
+class NarrationTrigger(msgspec.Struct, frozen=True):
+    """What had the narrator speak before its interval was over."""
+
+    kind: str
+    """``alert``, ``intervention``, ``terminated``, ``truncated``, ``began`` or ``stopped``."""
+    text: str
+
+
+class NarrationTruth(msgspec.Struct, frozen=True):
+    """How true the cited predicates are, as measured on the rows when the lines were published."""
+
+    cited: int
+    """Predicates cited in this document."""
+    true: int
+    """Of them, those that held, with their feature, in ≥ 80 % of the interval narrated."""
+    still: int
+    """Of them, those that held at the copy's newest step."""
+    rate: float | None
+    """Share that was true, of the newest ``of`` citations of this run and hook point."""
+    still_rate: float | None
+    of: int
+
+
 class NarrationDocument(msgspec.Struct, frozen=True):
     """Topic ``narration``: what one agent copy is doing over one interval."""
 
@@ -195,6 +218,10 @@ class NarrationDocument(msgspec.Struct, frozen=True):
     to_t: int
     lines: list[NarrationLine]
     published_ns: int
+    trigger: NarrationTrigger | None = None
+    """None: the interval was over."""
+    truth: NarrationTruth | None = None
+    """None: in a document of an older version."""
 
 
 class AlertStatus(msgspec.Struct, frozen=True):

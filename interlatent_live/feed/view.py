@@ -18,7 +18,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from interlatent_live.feed.documents import AgentStatus
+    from interlatent_live.feed.documents import AgentStatus, NarrationDocument
     from interlatent_live.feed.state import CopyNow, FeedState
 
 VERDICT_STYLE = {
@@ -212,4 +212,15 @@ def _narration(state: FeedState, run_id: str, room: Room) -> Panel:
         for line in doc.lines[:2]
     ][-room.sentences :]
     body = Group(*lines) if lines else Text("nothing to say yet: claims are being verified")
-    return Panel(body, title="what it is doing", title_align="left")
+    return Panel(body, title=f"what it is doing{_truth(newest)}", title_align="left")
+
+
+def _truth(newest: list[NarrationDocument]) -> str:
+    """How true the lines have been as of late, of the run's newest one."""
+    truth = newest[-1].truth if newest else None
+    if truth is None or truth.rate is None or truth.still_rate is None:
+        return ""
+    return (
+        f": {truth.rate:.0%} of {truth.of} cited predicates held, "
+        f"{truth.still_rate:.0%} still did when told"
+    )

@@ -14,28 +14,35 @@ from interlatent_live.errors import UserError
 from interlatent_live.explanations import Explainer, Verdict
 from interlatent_live.explanations.blocks import block_length
 from interlatent_live.explanations.narrator import sentence_json
-from interlatent_live.explanations.scheduling import importance
+from interlatent_live.explanations.pacing import Pacing
+from interlatent_live.explanations.scheduling import drift_factor, importance
+from interlatent_live.explanations.triggers import TriggerWatch, alert_trigger
+from interlatent_live.explanations.truth import TruthRate
 from interlatent_live.explanations.writers import BuiltInWriter
 from interlatent_live.feed.documents import (
     ClaimCost,
     ClaimsDocument,
     NarrationDocument,
     NarrationLine,
+    NarrationTrigger,
+    NarrationTruth,
 )
 from interlatent_live.pipeline.looks import LookKind, LookLog, RecordedLooks, cut_at
 from interlatent_live.stream import EPISODE_END, FeatureAddress
 
 if TYPE_CHECKING:
     from collections import deque
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from interlatent_live.explanations import ExplainerConfig, Sentence
+    from interlatent_live.explanations import ExplainerConfig
     from interlatent_live.explanations.claims import Claim
     from interlatent_live.explanations.detection import Detection
     from interlatent_live.explanations.evidence import Evidence
+    from interlatent_live.explanations.explainer import Told
+    from interlatent_live.explanations.pacing import Turn
     from interlatent_live.explanations.profile import FeatureProfile
     from interlatent_live.explanations.writers import Draft
-    from interlatent_live.feed.documents import LookRecord
+    from interlatent_live.feed.documents import AlertsDocument, LookRecord
     from interlatent_live.stream import FeatureBatch, Manifest
 
     Document = ClaimsDocument | NarrationDocument
@@ -57,6 +64,8 @@ class Pace:
 
     rescore_s: float = 2.0
     narrate_s: float = 4.0
+    narrate_gap_s: float = 1.0
+    """Least time between two lines, whatever happens."""
     null_draws_at_once: int = 4
     null_s: float = 0.005
     """After so long no further draw is begun, since rows wait meanwhile."""
@@ -91,11 +100,11 @@ class _Inquiry:
     transcoder: str
     explainer: Explainer
     calibrated: bool
+    pacing: Pacing
     next_seq: int = 0
     first_row_ns: int | None = None
     first_verified_ns: int | None = None
     rescore_due_ns: int = 0
-    narrate_due_ns: int = 0
     ended: bool = False
     final: bool = False
     final_ns: int = 0
@@ -113,6 +122,12 @@ class _Inquiry:
     """Version of each feature's claim that a second opinion was asked of."""
     opinions: dict[int, tuple[int, Detection]] = field(default_factory=dict)
     """Version and second opinion, by feature."""
+    watch: TriggerWatch = field(default_factory=TriggerWatch)
+    truth: TruthRate = field(default_factory=TruthRate)
+    firing: frozenset[str] = frozenset()
+    """Alert rules that were said to fire."""
+    drifting: Mapping[int, Sequence[float]] = field(default_factory=dict)
+    """By feature, evidence over its bar of the monitors that raised an alarm."""
     boot_id: str = ""
     """Of the newest rows."""
     looks: LookLog = field(default_factory=LookLog)
@@ -247,6 +262,9 @@ class ExplainerCore:
             transcoder,
             explainer or self._explainer(manifest, hook_point),
             calibrated=explainer is not None,
+            pacing=Pacing(
+                int(self._pace.narrate_s * SECOND_NS), int(self._pace.narrate_gap_s * SECOND_NS)
+            ),
             boot_id=manifest.boot_id,
             next_seq=first_seq,
             coming=coming,
@@ -300,6 +318,29 @@ class ExplainerCore:
         inquiry.ended_episodes += int(((batch.steps.flags & EPISODE_END) != 0).sum())
         if inquiry.first_row_ns is None and len(batch.steps):
             inquiry.first_row_ns = int(batch.steps.time_ns[0])
+        now = self._clock()
+        for trigger in inquiry.watch.take(batch.steps, batch.codes[inquiry.hook_point]):
+            inquiry.pacing.offer(trigger, now)
+
+    def alerts(self, document: AlertsDocument) -> None:
+        """What the correlator says of a run: news is narrated, drift makes features urgent."""
+        for (run_id, hook_point), inquiry in self._inquiries.items():
+            if run_id != document.run_id or inquiry.ended:
+                continue
+            firing = {
+                one.rule: one.summary
+                for one in document.alerts
+                if one.hook_point == hook_point and one.phase == "firing"
+            }
+            for rule in sorted(firing.keys() - inquiry.firing):
+                inquiry.pacing.offer(alert_trigger(rule, firing[rule]), self._clock())
+            inquiry.firing = frozenset(firing)
+            drifting: dict[int, list[float]] = {}
+            for alarm in document.drift:
+                feature = _feature_of(alarm.name)
+                if alarm.hook_point == hook_point and feature is not None and alarm.bar > 0:
+                    drifting.setdefault(feature, []).append(alarm.evidence / alarm.bar)
+            inquiry.drifting = drifting
 
     def goodbye(self, boot_id: str) -> None:
         """A run ended: its claims get a last look."""
@@ -369,10 +410,9 @@ class ExplainerCore:
     def _follow(self, inquiry: _Inquiry) -> list[Document] | None:
         """Narrate, rescore or search the null, whichever is due."""
         now, explainer = self._clock(), inquiry.explainer
-        if inquiry.unscored_rows and now >= inquiry.narrate_due_ns:
-            narration: list[Document] = [*self._narration(inquiry)]
-            inquiry.narrate_due_ns = self._next(now, self._pace.narrate_s)
-            return narration
+        turn = inquiry.pacing.turn(now)
+        if turn is not None and (turn.trigger is not None or inquiry.unscored_rows):
+            return [*self._narration(inquiry, turn)]
         if inquiry.unscored_rows and now >= inquiry.rescore_due_ns:
             self._rescore(inquiry, now)
             claims = self._claims(inquiry)
@@ -383,6 +423,9 @@ class ExplainerCore:
     def _rescore(self, inquiry: _Inquiry, now_ns: int) -> None:
         inquiry.explainer.rescore(now_ns)
         self._prune(inquiry, now_ns)
+        inquiry.watch.watch(
+            [c.address.index for c in inquiry.explainer.claims if c.verdict is Verdict.VERIFIED]
+        )
         inquiry.unscored_rows = 0
         self._note(inquiry, LookKind.RESCORE, now_ns)
 
@@ -400,13 +443,13 @@ class ExplainerCore:
             if not inquiry.final and not inquiry.untold:
                 return None  # the run goes on under another boot
             inquiry.untold = False
-            return [*self._narration(inquiry), self._claims(inquiry)]
+            return [*self._last_narration(inquiry), self._claims(inquiry)]
         if inquiry.untold:
             inquiry.untold = False
             return [self._claims(inquiry)]
-        if inquiry.unscored_rows and now >= inquiry.narrate_due_ns:
-            inquiry.narrate_due_ns = self._next(now, self._pace.narrate_s)
-            return [*self._narration(inquiry)]
+        turn = inquiry.pacing.turn(now)
+        if turn is not None and (turn.trigger is not None or inquiry.unscored_rows):
+            return [*self._narration(inquiry, turn)]
         return None
 
     def _take_coming(self, inquiry: _Inquiry, seq: int | None = None) -> None:
@@ -471,7 +514,7 @@ class ExplainerCore:
         self._close(inquiry, self._clock())
         if not inquiry.explainer.claims:
             return [self._claims(inquiry)]
-        return [*self._narration(inquiry), self._claims(inquiry)]
+        return [*self._last_narration(inquiry), self._claims(inquiry)]
 
     def _close(self, inquiry: _Inquiry, now_ns: int) -> None:
         inquiry.final, inquiry.final_ns = True, now_ns
@@ -497,8 +540,9 @@ class ExplainerCore:
     def profiles_to_write(self, limit: int) -> list[Worded]:
         """Profiles that a language model may word next.
 
-        What people asked for comes first, then the most important, by density and by what shadow
-        interventions measured; each feature is asked for once, and once more for a person.
+        What people asked for comes first, then the most important: by density, by what shadow
+        interventions measured, and by drift. Each feature is asked for once, and once more for a
+        person.
         """
         if not self._words:
             return []
@@ -509,7 +553,13 @@ class ExplainerCore:
                 by_person = index in inquiry.wanted
                 new = index not in inquiry.asked and claim.verdict is not Verdict.ABSTAINED
                 if (by_person or new) and inquiry.explainer.takes_drafts(index):
-                    weight = importance(claim.density or 0.0, _largest_effect(claim))
+                    weight = importance(
+                        claim.density or 0.0,
+                        _largest_effect(claim),
+                        drift_factor(
+                            inquiry.drifting.get(index, ()), inquiry.explainer.fall_of(index)
+                        ),
+                    )
                     found.append((not by_person, -weight, run_id, hook_point, index))
         chosen = []
         for _, weight, run_id, hook_point, index in sorted(found)[:limit]:
@@ -646,29 +696,62 @@ class ExplainerCore:
             looks=inquiry.looks.newest(),
         )
 
-    def _narration(self, inquiry: _Inquiry) -> Iterable[NarrationDocument]:
-        sentences = inquiry.explainer.narrate()
-        by_copy: dict[tuple[int, int], list[Sentence]] = {}
-        for sentence in sentences:
-            by_copy.setdefault((sentence.env, sentence.episode), []).append(sentence)
-        for (env, episode), said in by_copy.items():
-            yield NarrationDocument(
-                run_id=inquiry.manifest.run_id,
-                agent=inquiry.manifest.agent,
-                env=env,
-                episode=episode,
-                from_t=min(one.first_t for one in said),
-                to_t=max(one.last_t for one in said),
-                lines=[_line(one) for one in said],
-                published_ns=self._clock(),
-            )
+    def _last_narration(self, inquiry: _Inquiry) -> Iterator[NarrationDocument]:
+        """What there is to say as a run ends, unless something was said just now."""
+        turn = inquiry.pacing.turn(self._clock(), last=True)
+        if turn is not None:
+            yield from self._narration(inquiry, turn)
+
+    def _narration(self, inquiry: _Inquiry, turn: Turn) -> Iterator[NarrationDocument]:
+        began = self._clock()
+        trigger = turn.trigger
+        if trigger is None or trigger.at is None:
+            told = inquiry.explainer.narrate(limit=3 if trigger is None else 1)
+        else:
+            told = inquiry.explainer.narrate(at=trigger.at)
+        inquiry.pacing.spoke(turn, began, self._clock(), said=bool(told))
+        for one in told:
+            inquiry.truth.note(one.truth)
+        for one in told:
+            yield self._told(inquiry, turn, one)
+
+    def _told(self, inquiry: _Inquiry, turn: Turn, one: Told) -> NarrationDocument:
+        lines = [
+            NarrationLine(said.text, sentence_json(said)["references"]) for said in one.sentences
+        ]
+        trigger = turn.trigger
+        if trigger is not None:
+            text = f"{trigger.text[:1].upper()}{trigger.text[1:]}. {lines[0].text}"
+            lines[0] = NarrationLine(text, lines[0].references)
+        overall = inquiry.truth.newest
+        return NarrationDocument(
+            run_id=inquiry.manifest.run_id,
+            agent=inquiry.manifest.agent,
+            env=one.env,
+            episode=one.episode,
+            from_t=min(said.first_t for said in one.sentences),
+            to_t=max(said.last_t for said in one.sentences),
+            lines=lines,
+            published_ns=self._clock(),
+            trigger=None if trigger is None else NarrationTrigger(trigger.kind, trigger.text),
+            truth=NarrationTruth(
+                cited=one.truth.cited,
+                true=one.truth.true,
+                still=one.truth.still,
+                rate=overall.rate,
+                still_rate=overall.still_rate,
+                of=overall.cited,
+            ),
+        )
 
 
 SHARE = "verified_share"
 
 
-def _line(sentence: Sentence) -> NarrationLine:
-    return NarrationLine(sentence.text, sentence_json(sentence)["references"])
+def _feature_of(monitor: str) -> int | None:
+    """The feature of a monitored number such as ``density:3`` or ``r:3:speed``; None: of none."""
+    parts = monitor.split(":")
+    return int(parts[1]) if len(parts) > 1 and parts[1].isdecimal() else None
 
 
 def _opinion(inquiry: _Inquiry, address: str, version: int) -> dict[str, Any] | None:

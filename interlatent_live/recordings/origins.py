@@ -35,6 +35,7 @@ _KEPT: Final = (
     "explainer.null_draws",
     "explainer.seed",
     "explainer.narrate_every_s",
+    "explainer.narrate_gap_s",
     "limits.statistics_bytes",
     "limits.evidence_bytes",
 )

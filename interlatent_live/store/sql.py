@@ -369,7 +369,8 @@ def _take_costs(connection: Connection, document: CostsDocument) -> None:
 def _take_narration(connection: Connection, document: NarrationDocument) -> None:
     payload = document_payload(document)
     key = {name: payload[name] for name in ("run_id", "env", "published_ns")}
-    rest = {name: payload[name] for name in ("agent", "episode", "from_t", "to_t", "lines")}
+    names = ("agent", "episode", "from_t", "to_t", "lines", "trigger", "truth")
+    rest = {name: payload[name] for name in names}
     _insert_once(connection, t.narrations, key, rest)
 
 

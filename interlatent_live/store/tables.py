@@ -115,6 +115,8 @@ narrations = Table(
     Column("to_t", BigInteger, nullable=False),
     Column("published_ns", BigInteger, nullable=False),
     Column("lines", JSON, nullable=False),
+    Column("trigger", JSON(none_as_null=True)),
+    Column("truth", JSON(none_as_null=True)),
     UniqueConstraint("run_id", "env", "published_ns"),
 )
 

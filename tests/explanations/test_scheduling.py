@@ -17,7 +17,12 @@ from interlatent_live.explanations.budget import (
 from interlatent_live.explanations.predicates import parse
 from interlatent_live.explanations.profile import FeatureProfile
 from interlatent_live.explanations.rules import Fit, Rule
-from interlatent_live.explanations.scheduling import DraftCache, WriterQueue, importance
+from interlatent_live.explanations.scheduling import (
+    DraftCache,
+    WriterQueue,
+    drift_factor,
+    importance,
+)
 from interlatent_live.explanations.writers import Usage, state_rule
 from interlatent_live.stream import FeatureAddress, MetricSpec
 
@@ -161,3 +166,22 @@ def test_the_breaker_waits_longer_each_time_and_closes_on_success():
     breaker.succeeded()
     assert breaker.allows(100.0)
     assert breaker.allows(100.0)
+
+
+@given(
+    st.lists(st.floats(0, 1e6), max_size=5),
+    st.none() | st.floats(-1, 1),
+    st.floats(0.01, 0.5),
+)
+def test_drift_makes_a_feature_more_important_and_only_by_so_much(alarms, fall, density):
+    factor = drift_factor(alarms, fall)
+    assert 1 <= factor <= 10
+    assert factor <= drift_factor([*alarms, 2.0], fall), "another alarm never makes it less"
+    assert importance(density, 0.3, factor) == pytest.approx(factor * importance(density, 0.3))
+
+
+def test_drift_is_that_of_the_worst_monitor_or_of_the_claim_s_fall():
+    assert drift_factor() == drift_factor([], -0.2) == 1
+    assert drift_factor([1.5, 3.0]) == 4
+    assert drift_factor([], 0.3) == pytest.approx(3)
+    assert drift_factor([1e9]) == 10

@@ -1,11 +1,12 @@
 import dataclasses
 import io
 
+import msgspec
 import numpy as np
 import pytest
 from rich.console import Console
 
-from interlatent_live.feed.documents import HookPointStatus
+from interlatent_live.feed.documents import HookPointStatus, NarrationTruth
 from interlatent_live.feed.state import FeedState
 from interlatent_live.feed.view import VERDICT_STYLE, clean, render, room_for
 from tests.support.feeds import (
@@ -50,6 +51,14 @@ def test_a_terminal_of_24_lines_holds_all_of_it():
     lines = out.getvalue().splitlines()
     assert len(lines) <= 24
     assert document.agents[0].agent in lines[1]
+
+
+def test_narration_stands_under_how_true_it_has_been():
+    state = full_state()
+    assert "cited predicates" not in shown(state)
+    truth = NarrationTruth(cited=2, true=2, still=1, rate=0.985, still_rate=0.75, of=132)
+    state.on_document(msgspec.structs.replace(narration_document(), truth=truth))
+    assert "98% of 132 cited predicates held, 75% still did when told" in shown(state, width=100)
 
 
 def test_an_empty_feed_says_that_it_waits():

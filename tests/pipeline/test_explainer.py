@@ -1,4 +1,5 @@
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -9,8 +10,11 @@ from interlatent_live.explanations.evidence import collect_evidence
 from interlatent_live.explanations.predicates import parse
 from interlatent_live.explanations.writers import Draft
 from interlatent_live.feed.documents import (
+    AlertsDocument,
+    AlertStatus,
     ClaimCost,
     ClaimsDocument,
+    DriftStatus,
     NarrationDocument,
     document_payload,
     parse_document,
@@ -436,3 +440,87 @@ def test_a_run_with_ends_is_never_cut():
     explainer.hello(manifest(), {HOOK: TRANSCODER})
     drive(explainer, clock, episodes(5, length=3000, start_ns=SECOND), documents)
     assert claim_of(finish(explainer, documents)[-1], LEAN)["episodes_heldout"] == 5
+
+
+def alerts(*rules, drift=()):
+    shown = [AlertStatus(r, HOOK, "firing", "warning", "too far", 1, {}) for r in rules]
+    drifting = [DriftStatus(HOOK, n, 9, 8, e, 10.0, 0.1, 0.2, "rarely") for n, e in drift]
+    return AlertsDocument("run", "walker", 2, shown, drifting, [], {}, 1)
+
+
+def narrated(documents):
+    return [one for one in documents if isinstance(one, NarrationDocument)]
+
+
+def event_core(clock):
+    explainer = ExplainerCore(
+        ExplainerConfig(null_draws=29),
+        calibrations=calibrations_from([calibration()]),
+        pace=Pace(rescore_s=1.0, narrate_s=6.0, narrate_gap_s=2.0),
+        writer="built-in (no LLM)", words=True, clock=clock,
+    )  # fmt: skip
+    explainer.prepare()
+    explainer.hello(manifest(), {HOOK: TRANSCODER})
+    return explainer
+
+
+def test_what_happens_is_narrated_at_once_with_what_it_was_and_never_in_a_flood():
+    clock, documents = Clock(), []
+    explainer = event_core(clock)
+    rows = [*episodes(60, seed=1, start_ns=10 * SECOND)]
+    for number, batch in enumerate(rows):
+        explainer.alerts(alerts("tilt") if 40 <= number < 50 else alerts())
+        drive(explainer, clock, [batch], documents)
+    kinds = {one.trigger.kind for one in narrated(documents) if one.trigger is not None}
+    assert {"terminated", "alert"} <= kinds
+    for one in narrated(documents):
+        if one.trigger is not None:
+            said = one.trigger.text
+            assert one.lines[0].text.startswith(f"{said[:1].upper()}{said[1:]}. For the last ")
+        assert one.lines[0].references
+    times = [one.published_ns for one in narrated(documents)]
+    assert min(b - a for a, b in pairwise(times)) >= 2 * SECOND - 10_000
+    (alert,) = [one for one in narrated(documents) if one.trigger and one.trigger.kind == "alert"]
+    assert alert.trigger.text == "the alert tilt fires: too far"
+
+
+def test_an_episode_s_end_is_narrated_of_its_last_steps():
+    clock, documents = Clock(), []
+    explainer = event_core(clock)
+    drive(explainer, clock, episodes(60, seed=1, start_ns=10 * SECOND), documents)
+    ends = [one for one in narrated(documents) if one.trigger and one.trigger.kind == "terminated"]
+    for one in ends:
+        assert one.to_t == 119
+        assert one.trigger.text == f"episode {one.episode} terminated at step 119"
+
+
+def test_every_line_carries_how_true_it_and_those_before_it_were():
+    clock, documents = Clock(), []
+    explainer = core(clock)
+    explainer.prepare()
+    explainer.hello(manifest(), {HOOK: TRANSCODER})
+    drive(explainer, clock, episodes(40, seed=1, start_ns=10 * SECOND), documents)
+    cited = 0
+    for one in narrated(documents):
+        cited += one.truth.cited
+        assert one.truth.cited == sum(len(line.references) for line in one.lines)
+        assert one.truth.true == one.truth.cited
+        assert 0 <= one.truth.still <= one.truth.cited
+        assert one.truth.rate == 1.0
+    assert narrated(documents)[-1].truth.of == cited > 0
+
+
+def test_a_feature_that_drifts_is_worded_before_one_that_is_on_more_often():
+    clock = Clock()
+    orders = []
+    for document in (alerts(), alerts(drift=[("r:1:speed", 90.0), ("fvu", 50.0)])):
+        explainer = core(clock, words=True)
+        explainer.prepare()
+        # Feature 1 follows nothing; a person's words make it one that could be worded.
+        explainer.hello(manifest(), {HOOK: TRANSCODER})
+        drive(explainer, clock, episodes(20, start_ns=clock.ns + SECOND), [])
+        rare = Draft("r", "R.", (), parse("speed > 2.5", manifest().metrics), "model", "")
+        explainer.explainer("run", HOOK).adopt(1, rare, clock.ns)
+        explainer.alerts(document)
+        orders.append([one.profile.address.index for one in explainer.profiles_to_write(10)])
+    assert orders == [[LEAN, 1], [1, LEAN]]

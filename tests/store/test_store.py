@@ -10,11 +10,13 @@ import sqlite3
 import threading
 from dataclasses import replace
 
+import msgspec
 import pytest
 import sqlalchemy as sa
 from msgspec.structs import replace as replace_document
 
 from interlatent_live.errors import UserError
+from interlatent_live.feed.documents import NarrationTrigger, NarrationTruth
 from interlatent_live.store import (
     ClaimFilter,
     Correction,
@@ -115,6 +117,18 @@ def test_the_same_documents_again_after_a_restart_change_nothing(url):
     second.close()
     assert [row["verdict"] for row in kept[2]["verdicts"]] == ["verified", "stale"]
     assert len(kept[2]["versions"]) == len(kept[3]) == len(kept[4]) == 1
+
+
+def test_narration_is_kept_with_what_had_it_spoken_and_how_true_it_was(store):
+    said = narration_document()
+    store.take(said)
+    truth = NarrationTruth(cited=1, true=1, still=0, rate=0.9, still_rate=0.5, of=10)
+    trigger = NarrationTrigger("terminated", "episode 2 terminated at step 100")
+    store.take(replace_document(said, published_ns=2, trigger=trigger, truth=truth))
+    newest, older = store.narration()
+    assert (older["trigger"], older["truth"]) == (None, None)
+    assert msgspec.convert(newest["trigger"], NarrationTrigger) == trigger
+    assert msgspec.convert(newest["truth"], NarrationTruth) == truth
 
 
 def test_a_late_old_document_does_not_replace_a_newer_one(store):

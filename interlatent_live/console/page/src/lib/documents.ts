@@ -117,6 +117,17 @@ export interface NarrationDocument {
   to_t: number;
   lines: { text: string; references: Reference[] }[];
   published_ns: number;
+  /** What had the narrator speak; null: its interval was over. Absent in older documents. */
+  trigger?: { kind: string; text: string } | null;
+  /** Of the cited predicates, those that held: in this document, and the share of the newest `of`. */
+  truth?: {
+    cited: number;
+    true: number;
+    still: number;
+    rate: number | null;
+    still_rate: number | null;
+    of: number;
+  } | null;
 }
 
 export interface AlertsDocument {
