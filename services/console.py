@@ -22,6 +22,7 @@ from interlatent_live.console.live import LiveHub
 from interlatent_live.console.metrics import HttpMetrics
 from interlatent_live.console.pictures import TUNING as PICTURE_TUNING
 from interlatent_live.console.pictures import PictureHub
+from interlatent_live.console.recordings_routes import RecordingReader
 from interlatent_live.console.secrets import load_token, request_key, state_folder
 from interlatent_live.console.serving import HttpServer
 from interlatent_live.console.sessions import Sessions
@@ -106,6 +107,8 @@ def serve(settings: Settings) -> None:
         eye = network.router(
             settings.endpoints.pictures, "endpoints.pictures", Domain.AGENTS, PICTURE_TUNING
         )
+        folder = settings.console.recordings or settings.recorder.folder
+        recordings = None if folder is None else RecordingReader(folder)
         sources = Sources(
             store,
             broadcast,
@@ -119,6 +122,7 @@ def serve(settings: Settings) -> None:
             AuditView(audit_folder(settings)),
             history,
             pictures,
+            recordings=recordings,
         )
         try:
             with explained("the console", address, "console.http"):
@@ -141,6 +145,8 @@ def serve(settings: Settings) -> None:
                     if not server.alive:
                         raise RuntimeError("the HTTP server has ended by itself")
         finally:
+            if recordings is not None:
+                recordings.close()
             explainer.close()
             eye.close()
             store.close()

@@ -46,8 +46,10 @@ from interlatent_live.console.incidents import router as incidents_router
 from interlatent_live.console.live import LiveHub, View
 from interlatent_live.console.live_socket import serve_live
 from interlatent_live.console.pictures import router as pictures_router
+from interlatent_live.console.recordings_routes import router as recordings_router
 from interlatent_live.console.session_routes import router as session_router
 from interlatent_live.console.streaming import LINES, SSE, FeedResponse
+from interlatent_live.console.why import router as why_router
 from interlatent_live.errors import UserError
 from interlatent_live.explanations.requests import Accepted, ClaimByPerson, Refused, Wording
 from interlatent_live.feed.documents import Topic
@@ -63,6 +65,7 @@ if TYPE_CHECKING:
     from interlatent_live.console.control_link import ControlLink
     from interlatent_live.console.history import StepHistory
     from interlatent_live.console.pictures import PictureHub
+    from interlatent_live.console.recordings_routes import RecordingReader
     from interlatent_live.console.sessions import Sessions
     from interlatent_live.queries.client import StatisticsClient
     from interlatent_live.store import ClaimStore
@@ -99,6 +102,8 @@ class Sources:
     """What metrics were around interventions; None: it is not kept."""
     pictures: PictureHub | None = None
     """What agents look at; None: no pictures are taken."""
+    recordings: RecordingReader | None = None
+    """Reads recordings; None: there is no folder of them."""
 
 
 def make_app(sources: Sources) -> FastAPI:
@@ -114,6 +119,7 @@ def make_app(sources: Sources) -> FastAPI:
     app.include_router(_reading(sources), prefix=PREFIX)
     app.include_router(_feed(sources), prefix=PREFIX)
     app.include_router(incidents_router(sources.store, sources.asking), prefix=PREFIX)
+    app.include_router(why_router(sources.store, sources.asking), prefix=PREFIX)
     access = Access(sources.token, sources.sessions)
     door = None if sources.control is None else ControlDoor(sources.control)
     app.include_router(_writing(sources, access), prefix=PREFIX)
@@ -126,6 +132,8 @@ def make_app(sources: Sources) -> FastAPI:
         app.include_router(comparison_router(sources.history), prefix=PREFIX)
     if sources.pictures is not None:
         app.include_router(pictures_router(sources.pictures), prefix=PREFIX)
+    if sources.recordings is not None:
+        app.include_router(recordings_router(sources.recordings), prefix=PREFIX)
     app.include_router(statistics_router(sources.statistics), prefix=f"{PREFIX}/statistics")
     app.include_router(_live(sources.live, door), prefix=PREFIX)
     app.include_router(page_router(built_page()))

@@ -118,7 +118,7 @@ class LiveHub:
 
     def take(self, batch: FeatureBatch) -> None:
         """Keep a batch, and let go of the oldest ones beyond the limit."""
-        size = _bytes_of(batch)
+        size = bytes_of(batch)
         with self._lock:
             before = self._rows.pop(batch.run_id, 0)
             self._rows[batch.run_id] = before + len(batch.steps)
@@ -185,7 +185,7 @@ class LivePlace:
             batch = one.batch
             if self._view.hook_point not in batch.codes:
                 continue
-            if groups and _kind(groups[-1][0], self._view) == _kind(batch, self._view):
+            if groups and kind_of(groups[-1][0], self._view) == kind_of(batch, self._view):
                 groups[-1].append(batch)
             else:
                 groups.append([batch])
@@ -193,7 +193,7 @@ class LivePlace:
         out = []
         for group in groups:
             share = sum(len(one.steps) for one in group) / rows
-            points = _thin(group, self._view, max(1, round(most_points * share)))
+            points = thin(group, self._view, max(1, round(most_points * share)))
             if points is not None:
                 out.append(points)
         return out
@@ -203,13 +203,14 @@ class LivePlace:
         self._hub.leave()
 
 
-def _kind(batch: FeatureBatch, view: View) -> tuple[Any, ...]:
+def kind_of(batch: FeatureBatch, view: View) -> tuple[Any, ...]:
+    """What must be the same in batches whose points may be put together."""
     codes = batch.codes[view.hook_point]
     transcoder = batch.transcoders.get(view.hook_point, "")
     return batch.boot_id, transcoder, codes.n_features, batch.steps.metrics.shape[1]
 
 
-def _thin(batches: Sequence[FeatureBatch], view: View, most_points: int) -> Points | None:
+def thin(batches: Sequence[FeatureBatch], view: View, most_points: int) -> Points | None:
     """Points of one copy's steps; ``None`` when there are no steps of it."""
     rows = [np.flatnonzero(one.steps.env == view.env) for one in batches]
     n = sum(len(one) for one in rows)
@@ -273,7 +274,8 @@ def _largest(
     return indptr, feature[new].astype(np.uint32), value[new].astype(np.float32)
 
 
-def _bytes_of(batch: FeatureBatch) -> int:
+def bytes_of(batch: FeatureBatch) -> int:
+    """Bytes of the arrays of a batch, for an account of a buffer."""
     codes = sum(
         one.index.nbytes + one.value.nbytes + one.indptr.nbytes for one in batch.codes.values()
     )

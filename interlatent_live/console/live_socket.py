@@ -1,10 +1,9 @@
 """The page's socket: points of one view at most 30 times a second, as binary messages.
 
-A text message (JSON) says which boot and transcoder the points after it belong to. A binary message
-is little-endian: eight u32 (version, points P, metrics M, activations N, missed steps, three
-unused), then ``time_ms`` f64 [P], and u32 or f32 columns in the order of :class:`~.live.Points`.
-Its place in the ring travels as text now and then, so that a page that comes back goes on where it
-was. So does the state of control, as ``{"control": …}``.
+A text message (JSON) says which boot and transcoder the points after it belong to
+(:mod:`~interlatent_live.console.point_messages`). The page's place in the ring travels as text now
+and then, so that a page that comes back goes on where it was. So does the state of control, as
+``{"control": …}``.
 """
 
 from __future__ import annotations
@@ -15,11 +14,11 @@ import time
 from typing import TYPE_CHECKING, Final
 
 import msgspec
-import numpy as np
 from starlette.websockets import WebSocketDisconnect
 
 from interlatent_live.console.control_routes import News
 from interlatent_live.console.live import MOST_HISTORY, LiveHub, Points, View
+from interlatent_live.console.point_messages import encode_points
 
 if TYPE_CHECKING:
     from starlette.websockets import WebSocket
@@ -27,31 +26,10 @@ if TYPE_CHECKING:
     from interlatent_live.console.control_routes import ControlDoor
     from interlatent_live.console.live import LivePlace
 
-VERSION: Final = 1
 RATE_HZ: Final = 30.0
 POINTS_PER_S: Final = 120.0
 """At most; a display shows no more."""
 MARK_EVERY_S: Final = 2.0
-_HEAD: Final = 8
-
-
-def encode_points(points: Points, missed: int) -> bytes:
-    """One binary message."""
-    head = np.zeros(_HEAD, "<u4")
-    head[:5] = (VERSION, len(points), points.metrics.shape[1], len(points.index), missed)
-    columns = (
-        points.time_ms.astype("<f8"),
-        points.episode.astype("<u4"),
-        points.t.astype("<u4"),
-        points.steps.astype("<u4"),
-        points.controller.astype("<u4"),
-        points.flags.astype("<u4"),
-        points.metrics.astype("<f4"),
-        points.indptr.astype("<u4"),
-        points.index.astype("<u4"),
-        points.value.astype("<f4"),
-    )
-    return b"".join([head.tobytes(), *(one.tobytes() for one in columns)])
 
 
 async def serve_live(

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from interlatent_live.console.live import LiveHub, View
-from interlatent_live.console.live_socket import VERSION, encode_points
+from interlatent_live.console.point_messages import VERSION, encode_points
 from interlatent_live.stream import FeatureBatch, SparseCodes, steps_without_columns
 
 HOOK = "net.0"
