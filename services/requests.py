@@ -28,7 +28,9 @@ class RequestSocket:
     def __init__(self, network: Network, endpoint: str, key: bytes) -> None:
         self._desk = RequestDesk(key)
         self._protected = network.protected
-        self.socket = network.router(endpoint, "endpoints.explainer_requests", Domain.SERVICES)
+        self._allows = network.allows
+        # Agents' shadows report here too; what their keys may say is the desk's to judge.
+        self.socket = network.router(endpoint, "endpoints.explainer_requests", Domain.AGENTS)
 
     @property
     def refused(self) -> dict[str, int]:
@@ -37,11 +39,17 @@ class RequestSocket:
 
     def receive(self) -> Iterator[Request]:
         """Requests that are to be carried out; what can be answered at once is."""
+        for late in self._desk.overdue(time.time_ns()):
+            send_to(self.socket, late.peer, late.frames)
         for _ in range(REQUESTS_PER_TURN):
             received = receive_from(self.socket, protected=self._protected)
             if received is None:
                 return
-            found = self._desk.receive(received.peer, received.frames, time.time_ns())
+            if not self._allows(received.user_id):
+                continue
+            found = self._desk.receive(
+                received.peer, received.frames, time.time_ns(), received.user_id
+            )
             if isinstance(found, Reply):
                 send_to(self.socket, found.peer, found.frames)
             elif found is not None:

@@ -63,6 +63,17 @@ class EpisodeClock:
         """Step within the episode of the next row: an int, or [n] for n copies."""
         return self.one_t if self.n == 1 else self._t
 
+    @property
+    def place(self) -> tuple[int, int] | tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        """Episode and step within it of the next row: two ints, or [n] of n copies.
+
+        The step is −1 where the next call is a reset and no step.
+        """
+        if self.n == 1:
+            return self.one_episode, self.one_t
+        t = self._t.astype(np.int64)
+        return self._episode.copy(), np.where(self._between, -1, t) if self._resetting else t
+
     def advance(self, terminated: ArrayLike, truncated: ArrayLike) -> Advance:
         """Count one step of all copies."""
         if self.n == 1:

@@ -19,17 +19,21 @@ from typing import TYPE_CHECKING
 from interlatent_live.agent.shadow_process import ProcessShadow
 from interlatent_live.agent.shadow_recipe import RecipeError
 from interlatent_live.agent.shadow_thread import ThreadShadow
-from interlatent_live.agent.shadow_values import MeasuredFeature, ShadowOptions, ShadowWorker
+from interlatent_live.agent.shadow_values import (
+    MeasuredFeature,
+    ShadowNames,
+    ShadowOptions,
+    ShadowWorker,
+)
 from interlatent_live.errors import UserError
 from interlatent_live.transcoders.native import check_binding, load_transcoder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    import numpy as np
-    from numpy.typing import NDArray
     from torch import nn
 
+    from interlatent_live.agent.shadow_sampling import Place
     from interlatent_live.transcoders.transcoder import Transcoder
 
 __all__ = ["MeasuredFeature", "ShadowOptions", "ShadowWorker", "begin_shadow"]
@@ -44,8 +48,10 @@ def begin_shadow(
     *,
     policy_hash: str,
     discrete: bool,
-    steps_in_episode: Callable[[], int | NDArray[np.uint32]],
+    place: Callable[[], Place],
+    names: ShadowNames | None = None,
     publish: Callable[[MeasuredFeature], None] = lambda _: None,
+    attend: Callable[[], None] = lambda: None,
 ) -> ShadowWorker:
     """Measure a policy's features from now on; stop it with ``close()``.
 
@@ -55,8 +61,10 @@ def begin_shadow(
         options: see :class:`ShadowOptions`.
         policy_hash: the transcoders must have been trained on it.
         discrete: whether the policy's outputs are scores of discrete actions.
-        steps_in_episode: step within the episode of the next row, per copy.
+        place: episode and step within it of the next row, per copy, as of a tap.
+        names: what people call observations and actions.
         publish: told of every measured feature, on a thread of the shadow's.
+        attend: called several times a second on that thread; it may ask :meth:`explain` there.
 
     Raises:
         UserError: when the policy cannot be copied or a hook point is not a module's output.
@@ -80,8 +88,10 @@ def begin_shadow(
                 options,
                 policy_hash=policy_hash,
                 discrete=discrete,
-                steps_in_episode=steps_in_episode,
+                place=place,
+                names=names or ShadowNames(),
                 publish=publish,
+                attend=attend,
             )
         except RecipeError as error:
             because = str(error)
@@ -95,7 +105,8 @@ def begin_shadow(
         transcoders,
         options,
         discrete=discrete,
-        steps_in_episode=steps_in_episode,
+        place=place,
         publish=publish,
+        attend=attend,
         because=because,
     )

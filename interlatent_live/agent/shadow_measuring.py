@@ -38,7 +38,11 @@ class Sample:
 
     call: Call
     episode: NDArray[np.int64]
-    """[n] of each copy."""
+    """[n] of each copy; no two copies have the same."""
+    t: NDArray[np.int64]
+    """[n] step within the episode; −1 where it was a reset and no step."""
+    time_ns: int
+    """Wall clock of the agent."""
 
 
 class Measuring:
@@ -94,7 +98,7 @@ class Measuring:
         )
         if plain and not self._whole_calls:
             chosen = samples[-KEPT_STEPS:]
-            rows = [_as_rows(sample.call.args[0], len(sample.episode)) for sample in chosen]
+            rows = [as_rows(sample.call.args[0], len(sample.episode)) for sample in chosen]
             episode = np.concatenate([sample.episode for sample in chosen])
             try:
                 return self._encoded(torch.cat(rows), episode, shadow, transcoder)
@@ -176,7 +180,7 @@ def first_tensor(out: Any) -> torch.Tensor:
     return out
 
 
-def _as_rows(observations: torch.Tensor, copies: int) -> torch.Tensor:
+def as_rows(observations: torch.Tensor, copies: int) -> torch.Tensor:
     """[n, …] also where a single copy's observation came without a batch dimension."""
     return observations if len(observations) == copies else observations[None]
 

@@ -37,12 +37,19 @@ from interlatent_live.engine import exec_child
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    import numpy as np
     import torch
     from numpy.typing import NDArray
     from torch import nn
 
-    from interlatent_live.agent.shadow_sampling import Arguments
-    from interlatent_live.agent.shadow_values import MeasuredFeature, ShadowOptions
+    from interlatent_live.agent.shadow_sampling import Arguments, Place
+    from interlatent_live.agent.shadow_values import (
+        Answered,
+        MeasuredFeature,
+        ShadowNames,
+        ShadowOptions,
+        WhyQuestion,
+    )
     from interlatent_live.transcoders.transcoder import Transcoder
 
 logger = logging.getLogger(__name__)
@@ -55,6 +62,10 @@ COMPARE_S: Final = 10.0
 RECIPE: Final = b"R"
 RING: Final = b"G"
 TENSORS: Final = b"T"
+QUESTION: Final = b"Q"
+MOST_ASKED: Final = 4
+WITHIN_S: Final = 5.0
+"""For the account of a decision."""
 _CHUNK: Final = 1 << 16
 
 
@@ -67,8 +78,10 @@ class ProcessShadow:
         options: see :class:`ShadowOptions`.
         policy_hash: what the policy hashes to, here and once rebuilt.
         discrete: whether the policy's outputs are scores of discrete actions.
-        steps_in_episode: step within the episode of the next row, per copy.
+        place: episode and step within it of the next row, per copy.
+        names: what people call observations and actions.
         publish: told of every measured feature, on a thread of the shadow's.
+        attend: called several times a second on that thread.
 
     Raises:
         RecipeError: when the policy cannot be rebuilt in another process.
@@ -84,21 +97,26 @@ class ProcessShadow:
         *,
         policy_hash: str,
         discrete: bool,
-        steps_in_episode: Callable[[], int | NDArray[Any]],
+        place: Callable[[], Place],
+        names: ShadowNames,
         publish: Callable[[MeasuredFeature], None] = lambda _: None,
+        attend: Callable[[], None] = lambda: None,
     ) -> None:
         if sys.platform != "linux":
             raise RecipeError("a process that surely ends with the agent needs Linux")
-        self._options, self._publish = options, publish
-        self._recipe: Recipe | None = _recipe(policy, transcoders, options, policy_hash, discrete)
+        self._options, self._publish, self._attend = options, publish, attend
+        numbers = {"policy_hash": policy_hash, "discrete": discrete} | _numbers(options, names)
+        self._recipe: Recipe | None = _recipe(policy, transcoders, options, numbers)
         self._reports: dict[tuple[str, int], MeasuredFeature] = {}
         self.off = ""
         self.left_out = 0
         """Calls of another shape than the first, which are not measured."""
-        self._first: tuple[Arguments, NDArray[Any]] | None = None
+        self._first: tuple[Arguments, NDArray[np.int64]] | None = None
         self._ring: RingWriter | None = None
         self._changed: dict[str, torch.Tensor] | None = None
         self._outgoing = bytearray()
+        self._rebuilt = False
+        self._asked: dict[str, tuple[float, Answered]] = {}
         self._part = b""
         self._stop = threading.Event()
         self._process: subprocess.Popen[bytes] | None = None
@@ -107,7 +125,7 @@ class ProcessShadow:
             policy,
             options.sample_every,
             self._state,
-            steps_in_episode=steps_in_episode,
+            place=place,
             take=self._take,
             changed=self._note_changed,
         )
@@ -124,6 +142,24 @@ class ProcessShadow:
         """The process's id, once it has one."""
         return None if self._process is None else self._process.pid
 
+    @property
+    def cannot_explain(self) -> str:
+        """Why it takes no decision apart; empty where it does."""
+        return f"no decision of this agent is taken apart: {self.off}" if self.off else ""
+
+    def explain(self, question: WhyQuestion, answered: Answered) -> None:
+        """Have the process take a decision apart; on the shadow's thread only."""
+        if self.off:
+            answered(question.id, None, "cannot", self.cannot_explain)
+        elif not self._rebuilt:
+            words = "the shadow's process is still starting; ask again in a few seconds"
+            answered(question.id, None, "busy", words)
+        elif len(self._asked) >= MOST_ASKED:
+            answered(question.id, None, "busy", "the shadow is being asked already; ask again")
+        else:
+            self._asked[question.id] = time.monotonic() + WITHIN_S, answered
+            self._send(QUESTION, msgspec.json.encode(question))
+
     def reports(self) -> tuple[MeasuredFeature, ...]:
         """What was measured so far, the newest of each feature."""
         return tuple(self._reports.values())
@@ -138,9 +174,9 @@ class ProcessShadow:
 
     # -- on the policy's thread --------------------------------------------------------------------
 
-    def _take(self, call: Arguments, episode: NDArray[Any]) -> None:
+    def _take(self, call: Arguments, episode: NDArray[np.int64], t: NDArray[np.int64]) -> None:
         if self._ring is not None:
-            if not self.off and not self._ring.put(call, episode):
+            if not self.off and not self._ring.put(call, episode, t, time.time_ns()):
                 self.left_out += 1
         elif self._first is None:
             self._first = (copied(call[0]), copied(call[1])), episode
@@ -165,6 +201,10 @@ class ProcessShadow:
         except Exception as error:  # noqa: BLE001 - nothing of the shadow may reach the agent
             self._sampler.fault(error)
             self.off = self.off or f"its process could not be kept: {error}"
+        # Whoever asks is still to be told why there is no answer.
+        while not self._stop.wait(LOOK_S):
+            self._settle_late(time.monotonic())
+            self._attend()
 
     def _serve(self, process: subprocess.Popen[bytes], memory: Any, answers: int) -> None:
         stdin, stderr = process.stdin, process.stderr
@@ -187,6 +227,8 @@ class ProcessShadow:
                     else:
                         complaint = (complaint + chunk)[-_CHUNK:]
                     alive = alive and bool(chunk)
+                self._attend()
+                self._settle_late(time.monotonic())
                 self._look(memory)
                 self._write(stdin.fileno())
                 if time.monotonic() >= compare_at:
@@ -236,8 +278,32 @@ class ProcessShadow:
                 self._publish(measured)
         elif "fault" in document:
             self._sampler.fault(RuntimeError(document["fault"]))
+        elif "rebuilt" in document:
+            self._rebuilt = True
+        elif "why" in document:
+            told = document["why"]
+            _, answered = self._asked.pop(told["id"], (0.0, _to_nobody))
+            answered(told["id"], told.get("found"), told.get("word", ""), told.get("because", ""))
         else:
             self._turn_off(document["off"])
+
+    def _settle_late(self, now: float) -> None:
+        """Give up on questions that the process does not answer."""
+        for name, (until, answered) in list(self._asked.items()):
+            if self.off:
+                reason = "cannot", self.cannot_explain
+            elif now >= until:
+                reason = (
+                    "silent",
+                    (
+                        f"the shadow's process did not answer within {WITHIN_S:g} s: it is "
+                        "frozen, or the machine too busy; the agent goes on without it"
+                    ),
+                )
+            else:
+                continue
+            del self._asked[name]
+            answered(name, None, *reason)
 
     def _turn_off(self, reason: str) -> None:
         self.off = reason
@@ -257,22 +323,30 @@ def _recipe(
     policy: nn.Module,
     transcoders: Mapping[str, Transcoder],
     options: ShadowOptions,
-    policy_hash: str,
-    discrete: bool,  # noqa: FBT001 - of a function of this module's
+    numbers: dict[str, Any],
 ) -> Recipe:
     told = {
         name: {"config": msgspec.to_builtins(one.config), "tensors": one.tensors()}
         for name, one in transcoders.items()
     }
-    numbers = {
+    return describe(policy=policy, read=options.read, transcoders=told, numbers=numbers)
+
+
+def _numbers(options: ShadowOptions, names: ShadowNames) -> dict[str, Any]:
+    """What the process is to know besides, in plain values."""
+    return {
         "period_s": options.period_s,
         "steps": options.steps,
         "controls": options.controls,
         "seed": options.seed,
-        "discrete": discrete,
-        "policy_hash": policy_hash,
+        "sample_every": options.sample_every,
+        "actions": list(names.actions),
+        "observation": [[one.name, one.unit, one.scale] for one in names.observation],
     }
-    return describe(policy=policy, read=options.read, transcoders=told, numbers=numbers)
+
+
+def _to_nobody(*_: object) -> None:
+    """Where an answer goes that nobody waits for any more."""
 
 
 def _shared_memory() -> Any:

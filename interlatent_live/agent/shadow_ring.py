@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 _HEADER: Final = struct.Struct("<QQ")
 """Number of the sample from 1, and its checksum."""
+_TIME: Final = struct.Struct("<q")
 _NOTHING: Final = bytes(_HEADER.size)
 _ALIGN: Final = 16
 # Like ctypes.memmove, but it keeps the interpreter's lock, for moves of a microsecond.
@@ -56,7 +57,7 @@ class RingShape:
     @property
     def offsets(self) -> tuple[int, ...]:
         """Where each tensor begins in a slot, and where the slot ends."""
-        at = [_aligned(_HEADER.size + 8 * self.copies)]
+        at = [_aligned(_HEADER.size + 8 * (2 * self.copies + 1))]
         for dtype, shape in self.tensors:
             size = getattr(torch, dtype).itemsize * math.prod(shape)
             at.append(_aligned(at[-1] + size))
@@ -66,6 +67,16 @@ class RingShape:
     def nbytes(self) -> int:
         """Bytes of the whole ring."""
         return self.offsets[-1] * self.slots
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RingSample:
+    """A call as it was: (args, kwargs), each copy's episode and step [copies], and when (ns)."""
+
+    call: tuple[Any, Any]
+    episode: NDArray[np.int64]
+    t: NDArray[np.int64]
+    time_ns: int
 
 
 def ring_shape(call: tuple[Any, Any], copies: int, slots: int) -> RingShape:
@@ -98,8 +109,10 @@ class RingWriter:
         self._episode: NDArray[np.int64] | None = None
         self._episode_bytes = b""
 
-    def put(self, call: tuple[Any, Any], episode: NDArray[np.int64]) -> bool:
-        """Copy a call and each copy's episode [copies]; False where its shape is another.
+    def put(
+        self, call: tuple[Any, Any], episode: NDArray[np.int64], t: NDArray[np.int64], time_ns: int
+    ) -> bool:
+        """Copy a call, and each copy's episode and step [copies]; False where its shape is another.
 
         An array of episodes that is given again must not have been changed.
         """
@@ -117,19 +130,21 @@ class RingWriter:
         for tensor, (dtype, wanted, _, _) in zip(tensors, self._facts, strict=True):
             if tensor.dtype is not dtype or tensor.shape != wanted:
                 return False
+        if len(t) != self._shape.copies:
+            return False
         if episode is not self._episode:
             if len(episode) != self._shape.copies:
                 return False
             self._episode, self._episode_bytes = episode, episode.tobytes()
-        self._write(tensors)
+        self._write(tensors, self._episode_bytes + t.tobytes() + _TIME.pack(time_ns))
         return True
 
-    def _write(self, tensors: list[torch.Tensor]) -> None:
+    def _write(self, tensors: list[torch.Tensor], facts: bytes) -> None:
         number = self._count = self._count + 1
         begin = (number - 1) % self._shape.slots * self._size
         inside = begin + _HEADER.size
         self._memory[begin:inside] = _NOTHING
-        self._memory[inside : inside + len(self._episode_bytes)] = self._episode_bytes
+        self._memory[inside : inside + len(facts)] = facts
         for tensor, (_, _, at, nbytes) in zip(tensors, self._facts, strict=True):
             plain = tensor.is_cpu and tensor.is_contiguous()
             host = tensor if plain else tensor.detach().to("cpu").contiguous()
@@ -145,8 +160,8 @@ class RingReader:
         self._bytes = np.frombuffer(memory, np.uint8)
         self._shape, self._offsets = shape, shape.offsets
 
-    def samples(self) -> list[tuple[tuple[Any, Any], NDArray[np.int64]]]:
-        """Whole samples, oldest first: each a call and the episode [copies] of each copy."""
+    def samples(self) -> list[RingSample]:
+        """Whole samples, oldest first."""
         size, found = self._offsets[-1], []
         for slot in self._bytes.reshape(self._shape.slots, size):
             copy = slot.copy()
@@ -156,16 +171,17 @@ class RingReader:
         found.sort(key=lambda one: one[0])
         return [self._read(copy) for _, copy in found]
 
-    def _read(self, slot: NDArray[np.uint8]) -> tuple[tuple[Any, Any], NDArray[np.int64]]:
+    def _read(self, slot: NDArray[np.uint8]) -> RingSample:
         shape = self._shape
-        episode = slot[_HEADER.size : _HEADER.size + 8 * shape.copies].view(np.int64)
+        n = shape.copies
+        facts = slot[_HEADER.size : _HEADER.size + 8 * (2 * n + 1)].view(np.int64)
         tensors = []
         for (dtype, wanted), at in zip(shape.tensors, self._offsets, strict=False):
             kind = getattr(torch, dtype)
             raw = slot[at : at + kind.itemsize * math.prod(wanted)]
             tensors.append(torch.from_numpy(raw).view(kind).reshape(wanted))
         args, kwargs = _filled(shape.skeleton, tensors)
-        return (args, kwargs), episode
+        return RingSample((args, kwargs), facts[:n], facts[n : 2 * n], int(facts[-1]))
 
 
 def _skeleton(value: Any, tensors: list[torch.Tensor]) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from os import getpid
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
@@ -20,7 +20,11 @@ if TYPE_CHECKING:
 
     Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
+    Place = tuple[int, int] | tuple[NDArray[np.uint32], NDArray[np.int64]]
+
 logger = logging.getLogger(__name__)
+
+EPISODE_BITS: Final = 32
 
 
 class Sampler:
@@ -30,8 +34,9 @@ class Sampler:
         policy: the acting policy.
         every: how many forwards from one sample to the next.
         state: tells whether the policy still is the one that was copied.
-        steps_in_episode: step within the episode of the next row, per copy.
-        take: given (args, kwargs) as they are, and the episode [n] of each copy.
+        place: episode and step within it of the next row, per copy.
+        take: given (args, kwargs) as they are, and episode and step [n] of each copy; no two copies
+            have the same episode, and its lower 32 bits are the copy's own count.
         changed: given all tensors of the policy where one of them changed.
     """
 
@@ -41,17 +46,16 @@ class Sampler:
         every: int,
         state: PolicyState,
         *,
-        steps_in_episode: Callable[[], int | NDArray[np.uint32]],
-        take: Callable[[Arguments, NDArray[np.int64]], None],
+        place: Callable[[], Place],
+        take: Callable[[Arguments, NDArray[np.int64], NDArray[np.int64]], None],
         changed: Callable[[dict[str, torch.Tensor]], None],
     ) -> None:
         self._every, self._state = every, state
-        self._steps_in_episode, self._take, self._changed = steps_in_episode, take, changed
+        self._place, self._take, self._changed = place, take, changed
         self._calls = 0
         self._pid = getpid()
         self._episode = np.zeros(0, np.int64)
-        self._last_t = np.zeros(0, np.int64)
-        self._one_t = -1
+        self._one_episode = -1
         self.faults = 0
         self._handle: RemovableHandle | None = policy.register_forward_pre_hook(
             self._sampled, with_kwargs=True
@@ -78,29 +82,21 @@ class Sampler:
             if tensors is not None:
                 self._changed(tensors)
             if sample:
-                self._take((args, kwargs), self._episodes())
+                self._take((args, kwargs), *self._where())
         except Exception as error:  # noqa: BLE001 - a bug of ours must never reach the policy
             self.fault(error)
 
-    def _episodes(self) -> NDArray[np.int64]:
-        """An episode number for each copy; a step number that fell is another episode.
-
-        The same array as before while all episodes are the same.
-        """
-        t = self._steps_in_episode()
-        if isinstance(t, int):
-            if self._one_t <= t and len(self._episode) == 1:
-                self._one_t = t
-                return self._episode
-            self._one_t = t
-        now = np.atleast_1d(np.asarray(t, np.int64)).copy()
-        if len(now) != len(self._last_t):
-            self._last_t, self._episode = now, np.arange(len(now)) << 32
-        ended = now < self._last_t
-        if isinstance(t, int) or ended.any():
-            self._episode = self._episode + (ended | isinstance(t, int))
-        self._last_t = now
-        return self._episode
+    def _where(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Episode and step of each copy; the same array as before while all episodes are."""
+        episode, t = self._place()
+        if isinstance(episode, int):
+            if episode != self._one_episode:
+                self._one_episode, self._episode = episode, np.array([episode], np.int64)
+        else:
+            now = (np.arange(len(episode)) << EPISODE_BITS) + episode
+            if len(now) != len(self._episode) or (now != self._episode).any():
+                self._episode = now
+        return self._episode, np.atleast_1d(np.asarray(t, np.int64))
 
 
 def copied(value: Any) -> Any:

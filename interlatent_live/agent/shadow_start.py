@@ -6,6 +6,9 @@ import logging
 from typing import TYPE_CHECKING
 
 from interlatent_live.agent.shadow import begin_shadow
+from interlatent_live.agent.shadow_values import ShadowNames
+from interlatent_live.environments.metric_packs import metric_pack_for
+from interlatent_live.environments.observation_names import ObservedNumber, observed_numbers
 from interlatent_live.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,10 +40,14 @@ def start_shadow(
         options,
         policy_hash=policy_hash,
         discrete=bool(tap.options.actions),
-        steps_in_episode=lambda: tap.steps_in_episode,
+        place=lambda: tap.place,
+        names=_names(tap),
         publish=(lambda _: None) if link is None else link.publish,
+        attend=(lambda: None) if link is None else link.attend,
     )
     tap.shadow = worker
+    if link is not None:
+        link.worker = worker
 
     def end() -> None:
         worker.close()
@@ -48,6 +55,18 @@ def start_shadow(
             link.close()
 
     return end
+
+
+def _names(tap: Tap) -> ShadowNames:
+    """The user's names, or those that the environment's metrics give."""
+    options = tap.options
+    own = options.shadow.observation if options.shadow is not None else ()
+    observation = tuple(ObservedNumber(name) for name in own)
+    try:
+        family = metric_pack_for(options.environment).family
+    except UserError:
+        return ShadowNames(options.actions, observation)
+    return ShadowNames(options.actions or family.joints, observation or observed_numbers(family))
 
 
 def _link(tap: Tap) -> ShadowLink | None:
@@ -74,6 +93,7 @@ def _link(tap: Tap) -> ShadowLink | None:
     return ShadowLink(
         options.explainer,
         key,
+        agent=tap.options.agent,
         run_id=tap.run_id,
         actions=tap.options.actions,
         keys=tap.options.keys,

@@ -34,7 +34,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-    from interlatent_live.agent.shadow_values import MeasuredFeature, ShadowOptions
+    from interlatent_live.agent.shadow_sampling import Place
+    from interlatent_live.agent.shadow_values import (
+        Answered,
+        MeasuredFeature,
+        ShadowOptions,
+        WhyQuestion,
+    )
     from interlatent_live.transcoders.transcoder import Transcoder
 
 logger = logging.getLogger(__name__)
@@ -60,8 +66,9 @@ class ThreadShadow:
         transcoders: by hook point.
         options: see :class:`ShadowOptions`.
         discrete: whether the policy's outputs are scores of discrete actions.
-        steps_in_episode: step within the episode of the next row, per copy.
+        place: episode and step within it of the next row, per copy.
         publish: told of every measured feature, on the shadow's thread.
+        attend: called there now and then.
         because: why there is no process.
 
     Raises:
@@ -75,12 +82,13 @@ class ThreadShadow:
         options: ShadowOptions,
         *,
         discrete: bool,
-        steps_in_episode: Callable[[], int | NDArray[np.uint32]],
+        place: Callable[[], Place],
         publish: Callable[[MeasuredFeature], None] = lambda _: None,
+        attend: Callable[[], None] = lambda: None,
         because: str = "",
     ) -> None:
         self._options = options
-        self._publish = publish
+        self._publish, self._attend = publish, attend
         self.in_thread_because = because
         self._shadows = {name: _shadow(policy, name, options) for name in transcoders}
         points = {name: (self._shadows[name], one) for name, one in transcoders.items()}
@@ -105,7 +113,7 @@ class ThreadShadow:
             policy,
             options.sample_every,
             self._state,
-            steps_in_episode=steps_in_episode,
+            place=place,
             take=self._take,
             changed=self._changed.append,
         )
@@ -121,6 +129,19 @@ class ThreadShadow:
         """What was measured so far, the newest of each feature."""
         return tuple(self._reports.values())
 
+    @property
+    def cannot_explain(self) -> str:
+        """Why it takes no decision apart: it would hold the agent's thread up for milliseconds."""
+        return (
+            "no decision of this agent is taken apart, because its shadow runs on a thread of the "
+            f"agent ({self.in_thread_because}); attach a policy whose classes and functions can be "
+            "imported by name, with shadow's process=True"
+        )
+
+    def explain(self, question: WhyQuestion, answered: Answered) -> None:
+        """Refuse."""
+        answered(question.id, None, "cannot", self.cannot_explain)
+
     def close(self) -> None:
         """Take the hook off and end the thread."""
         self._sampler.stop()
@@ -129,10 +150,12 @@ class ThreadShadow:
 
     # -- on the policy's thread --------------------------------------------------------------------
 
-    def _take(self, call: tuple[Any, Any], episode: NDArray[np.int64]) -> None:
+    def _take(
+        self, call: tuple[Any, Any], episode: NDArray[np.int64], t: NDArray[np.int64]
+    ) -> None:
         if self.off:
             return
-        sample = Sample(Call(copied(call[0]), copied(call[1])), episode)
+        sample = Sample(Call(copied(call[0]), copied(call[1])), episode, t, time.time_ns())
         if not self._probed:
             self._probe(sample.call)
         self._samples.append(sample)
@@ -165,6 +188,7 @@ class ThreadShadow:
 
     def _run(self) -> None:
         while not self._stop.wait(self._options.period_s):
+            self._attend()
             if self.off:
                 continue
             try:
@@ -178,6 +202,7 @@ class ThreadShadow:
                 self._sampler.fault(error)
 
     def _pause(self) -> None:
+        self._attend()
         # Its own processor time: what others took meanwhile is no reason to wait longer.
         ran = time.thread_time() - self._ran_since
         if self._stop.wait(max(LEAST_PAUSE_S, ran * (1 / DUTY - 1))):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -10,11 +11,12 @@ from interlatent_live.explanations.causal.effects import EffectReport
 from interlatent_live.explanations.scores import Interval
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
     from pathlib import Path
 
     import torch
 
+    from interlatent_live.environments.observation_names import ObservedNumber
     from interlatent_live.transcoders.native import LoadedTranscoder
 
 
@@ -37,6 +39,8 @@ class ShadowOptions:
         nice: priority of that process, as ``nice`` counts; 19 is the lowest.
         explainer: where measured effects go; None keeps them in the process.
         key: what reports are signed with; None is this user's own key, where there is one.
+        observation: names of the observation's numbers, for people who ask why; those of the
+            environment's metrics unless said.
     """
 
     transcoders: Mapping[str, LoadedTranscoder | Path | str]
@@ -51,6 +55,7 @@ class ShadowOptions:
     nice: int = 19
     explainer: str | None = None
     key: bytes | None = None
+    observation: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("sample_every", "buffer", "steps", "controls"):
@@ -71,6 +76,30 @@ class MeasuredFeature:
     """One per action (or component of it), in the policy's order."""
 
 
+@dataclass(frozen=True, slots=True)
+class ShadowNames:
+    """What people call the numbers that go into a policy and come out of it."""
+
+    actions: tuple[str, ...] = ()
+    """Of discrete actions, or of the components of a continuous one."""
+    observation: tuple[ObservedNumber, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class WhyQuestion:
+    """Why did a copy act as it did, at a step or lately? ``component`` as in ``AskWhy``."""
+
+    id: str
+    env: int = 0
+    episode: int | None = None
+    t: int | None = None
+    component: str = ""
+
+
+Answered = Callable[[str, "dict[str, Any] | None", str, str], None]
+"""Told the question's id, the account, or why there is none: a word and a sentence."""
+
+
 class ShadowWorker(Protocol):
     """What ``tap.shadow`` is, wherever it measures."""
 
@@ -89,8 +118,17 @@ class ShadowWorker(Protocol):
         """Why it measures on a thread of the agent; empty where it has a process of its own."""
         ...
 
+    @property
+    def cannot_explain(self) -> str:
+        """Why it takes no decision apart, and what to do about it; empty where it does."""
+        ...
+
     def reports(self) -> tuple[MeasuredFeature, ...]:
         """What was measured so far, the newest of each feature."""
+        ...
+
+    def explain(self, question: WhyQuestion, answered: Answered) -> None:
+        """Have a decision taken apart; on the shadow's own thread, where the answer comes too."""
         ...
 
     def close(self) -> None:

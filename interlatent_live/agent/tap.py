@@ -352,6 +352,14 @@ class Tap:
         clock = self._writer.clock
         return clock.one_t if clock.n == 1 else clock.t
 
+    @property
+    def place(self) -> tuple[int, int] | tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        """Episode and step within it of the next row: two ints, or [n] of n copies.
+
+        The step is −1 where the next call is a reset and no step.
+        """
+        return self._writer.clock.place
+
     def wrap(self, env: Any) -> Any:
         """The environment, wrapped so that every step of it is streamed with its metrics.
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from interlatent_live.errors import UserError
 
 if TYPE_CHECKING:
-    from interlatent_live.explanations.requests import Answer, Request
+    from interlatent_live.explanations.requests import Answer, Incoming
 
 MOST_WAITING = 16
 WITHIN_S = 25.0
@@ -32,9 +32,9 @@ class Asking:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._waiting: dict[str, Future[Answer]] = {}
-        self._out: queue.SimpleQueue[Request] = queue.SimpleQueue()
+        self._out: queue.SimpleQueue[Incoming] = queue.SimpleQueue()
 
-    def ask(self, request: Request, timeout_s: float = WITHIN_S) -> Answer:
+    def ask(self, request: Incoming, timeout_s: float = WITHIN_S) -> Answer:
         """Wait for the answer to a request.
 
         Raises:
@@ -60,7 +60,7 @@ class Asking:
             with self._lock:
                 self._waiting.pop(request.id, None)
 
-    def requests(self) -> list[Request]:
+    def requests(self) -> list[Incoming]:
         """What is to be sent now."""
         found = []
         while not self._out.empty():

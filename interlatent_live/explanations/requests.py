@@ -1,5 +1,7 @@
 """What the console asks of the explainer: claims and wishes of people, histories, incidents.
 
+What it asks of an agent's shadow passes through here too (:mod:`why_relay`).
+
 Claims are scored where the rows are, so a predicate that a person types has to reach the explainer.
 It listens for such requests on a socket of its own; this module is everything about them except the
 socket. Another user of the machine can connect to a loopback port too, so every message, in both
@@ -26,6 +28,13 @@ from interlatent_live.explanations.incident import (
 )
 from interlatent_live.explanations.predicates import PredicateError, to_english, to_text
 from interlatent_live.explanations.scores import Interval
+from interlatent_live.explanations.why_relay import (
+    AskWhy,
+    ShadowHere,
+    WhyAnswered,
+    WhyMessage,
+    WhyRelay,
+)
 from interlatent_live.explanations.writers.person import draft_by_person
 
 if TYPE_CHECKING:
@@ -118,6 +127,8 @@ class EffectMeasured(msgspec.Struct, frozen=True, tag="effect"):
 
 
 Request = ClaimByPerson | Wording | Recollect | LookBack | EffectMeasured
+"""What the explainer's worker carries out."""
+Incoming = Request | WhyMessage
 
 
 class Accepted(msgspec.Struct, frozen=True, tag="accepted"):
@@ -167,7 +178,7 @@ class Noted(msgspec.Struct, frozen=True, tag="noted"):
     id: str
 
 
-Answer = Accepted | Refused | Recollection | IncidentFound | Noted
+Answer = Accepted | Refused | Recollection | IncidentFound | Noted | WhyAnswered
 
 
 class Inquiries(Protocol):
@@ -201,19 +212,19 @@ class Inquiries(Protocol):
 # ---------------------------------------------------------------------------------- the envelope
 
 
-def seal(key: bytes, message: Request | Answer) -> list[bytes]:
+def seal(key: bytes, message: Incoming | Answer) -> list[bytes]:
     """``[signature, body]``: a message as it travels."""
     body = msgspec.json.encode(message)
     return [hmac.digest(key, body, "sha256"), body]
 
 
-def open_request(key: bytes, frames: Sequence[bytes | memoryview]) -> Request | None:
+def open_request(key: bytes, frames: Sequence[bytes | memoryview]) -> Incoming | None:
     """The request in the frames; ``None`` when it is not one, or not signed with this key."""
     body = _body(key, frames)
     if body is None or len(body) > LARGEST_BODY:
         return None
     try:
-        request: Request = msgspec.json.decode(body, type=Request)
+        request: Incoming = msgspec.json.decode(body, type=Incoming)
     except (msgspec.ValidationError, msgspec.DecodeError):
         return None
     return request
@@ -265,6 +276,7 @@ class RequestDesk:
     remembered: int = 256
     refused: dict[str, int] = field(default_factory=dict)
     """Messages that were not answered, by reason."""
+    relay: WhyRelay = field(default_factory=WhyRelay)
     _peers: dict[str, bytes] = field(default_factory=dict)
     _answers: OrderedDict[str, tuple[int, Answer]] = field(default_factory=OrderedDict)
 
@@ -274,13 +286,21 @@ class RequestDesk:
             raise ValueError("a request desk needs a key")
 
     def receive(
-        self, peer: bytes, frames: Sequence[bytes | memoryview], now_ns: int
+        self, peer: bytes, frames: Sequence[bytes | memoryview], now_ns: int, user_id: str = ""
     ) -> Request | Reply | None:
-        """A request to be carried out, or a reply to be sent at once, or nothing."""
-        request = open_request(self.key, frames)
+        """A request to be carried out, or a reply to be sent at once, or nothing.
+
+        ``user_id`` is whose key made the connection, where connections need one: an agent's key
+        speaks for its shadow and asks for nothing.
+        """
+        request = self._opened(peer, frames, user_id)
         if request is None:
-            self.refused["signature"] = self.refused.get("signature", 0) + 1
             return None
+        if isinstance(request, WhyMessage):
+            return self._why(peer, request, now_ns, user_id)
+        return self._admitted(peer, request, now_ns)
+
+    def _admitted(self, peer: bytes, request: Request, now_ns: int) -> Request | Reply | None:
         self._forget(now_ns)
         known = self._answers.get(request.id)
         if known is not None:
@@ -295,6 +315,12 @@ class RequestDesk:
         self._peers[request.id] = peer
         return request
 
+    def overdue(self, now_ns: int) -> list[Reply]:
+        """Replies to questions that nobody answered in time."""
+        return [
+            Reply(peer, seal(self.key, message)) for peer, message in self.relay.overdue(now_ns)
+        ]
+
     def finish(self, answer: Answer, now_ns: int) -> Reply | None:
         """The reply for a request that was carried out."""
         peer = self._peers.pop(answer.id, None)
@@ -305,12 +331,36 @@ class RequestDesk:
             self._answers[answer.id] = (now_ns, answer)
         return Reply(peer, seal(self.key, answer))
 
+    def _opened(
+        self, peer: bytes, frames: Sequence[bytes | memoryview], user_id: str
+    ) -> Incoming | None:
+        request = open_request(self.key, frames)
+        if request is None:
+            self.refused["signature"] = self.refused.get("signature", 0) + 1
+        elif user_id.startswith("agent/") and not self._agent_may(peer, request):
+            self.refused["role"] = self.refused.get("role", 0) + 1
+            return None
+        return request
+
+    def _agent_may(self, peer: bytes, request: Incoming) -> bool:
+        if isinstance(request, EffectMeasured):
+            return self.relay.owns(peer, request.run_id)
+        return isinstance(request, ShadowHere | WhyAnswered)
+
+    def _why(self, peer: bytes, message: WhyMessage, now_ns: int, user_id: str) -> Reply | None:
+        if abs(now_ns - message.sent_ns) > FRESH_NS:
+            if isinstance(message, AskWhy):
+                return self._refuse(peer, message, "stale", "the request is older than a minute")
+            return None
+        passed = self.relay.take(peer, user_id, message, now_ns)
+        return None if passed is None else Reply(passed[0], seal(self.key, passed[1]))
+
     def _forget(self, now_ns: int) -> None:
         # A request may come from a clock a minute ahead and is then fresh for two.
         while self._answers and next(iter(self._answers.values()))[0] < now_ns - 2 * FRESH_NS:
             self._answers.popitem(last=False)
 
-    def _refuse(self, peer: bytes, request: Request, why: str, message: str) -> Reply:
+    def _refuse(self, peer: bytes, request: Incoming, why: str, message: str) -> Reply:
         self.refused[why] = self.refused.get(why, 0) + 1
         return Reply(peer, seal(self.key, Refused(request.id, why, message)))
 

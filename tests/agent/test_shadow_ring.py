@@ -20,6 +20,8 @@ from interlatent_live.agent.shadow_ring import (
     ring_shape,
 )
 
+STEPS = np.arange(2)
+
 
 def ring(call, copies=2, slots=4):
     shape = ring_shape(call, copies, slots)
@@ -48,23 +50,25 @@ def equal(one, other):
 def test_the_newest_samples_come_out_whole_and_in_order(written, slots):
     writer, reader, _ = ring(call(0), slots=slots)
     for number in range(written):
-        assert writer.put(call(number), np.array([number, -number]))
+        assert writer.put(call(number), np.array([number, -number]), STEPS + number, number)
     found = reader.samples()
     expected = range(max(0, written - slots), written)
     assert len(found) == len(expected)
-    for (seen, episode), number in zip(found, expected, strict=True):
-        assert equal(seen, call(number))
-        assert episode.tolist() == [number, -number]
+    for one, number in zip(found, expected, strict=True):
+        assert equal(one.call, call(number))
+        assert one.episode.tolist() == [number, -number]
+        assert one.t.tolist() == [number, 1 + number]
+        assert one.time_ns == number
 
 
 @given(st.data())
 def test_a_slot_that_is_being_written_is_left_out(data):
     writer, reader, memory = ring(call(0))
     for number in range(6):
-        writer.put(call(number), np.array([number, number]))
+        writer.put(call(number), np.array([number, number]), STEPS, 0)
     at = data.draw(st.integers(0, len(memory) - 1))
     memory[at] ^= data.draw(st.integers(1, 255))
-    found = [int(episode[0]) for _, episode in reader.samples()]
+    found = [int(one.episode[0]) for one in reader.samples()]
     # One slot at most is hurt; padding is covered too.
     assert len(found) == 3
     assert set(found) < {2, 3, 4, 5}
@@ -81,16 +85,18 @@ def test_a_slot_that_is_being_written_is_left_out(data):
 )
 def test_a_call_of_another_shape_is_left_out(other):
     writer, reader, _ = ring(call(0))
-    assert not writer.put(other, np.zeros(2, np.int64))
-    assert not writer.put(call(0), np.zeros(3, np.int64))
+    assert not writer.put(other, np.zeros(2, np.int64), STEPS, 0)
+    assert not writer.put(call(0), np.zeros(3, np.int64), STEPS, 0)
+    assert not writer.put(call(0), np.zeros(2, np.int64), np.arange(3), 0)
     assert reader.samples() == []
 
 
 def test_strided_and_low_precision_tensors_go_through():
     seen = torch.arange(12, dtype=torch.bfloat16).reshape(3, 4).T
     writer, reader, _ = ring(((seen,), {}), copies=4)
-    assert writer.put(((seen,), {}), np.zeros(4, np.int64))
-    ((((got,), _), _),) = reader.samples()
+    assert writer.put(((seen,), {}), np.zeros(4, np.int64), np.arange(4), 0)
+    (one,) = reader.samples()
+    ((got,), _) = one.call
     assert torch.equal(got, seen)
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -206,8 +205,11 @@ def attribute(
         if above is not None:
             carried += _between(layer, above, below, edges)
         readings = below
-    below = _inputs if observed is None else partial(_observations, observed=observed)
-    levels.append((*below(layers[0], readings, edges), *carried))
+    if observed is None:
+        ends = _inputs(layers[0], readings, edges)
+    else:
+        ends = _observations(layers[0], readings, edges, observed)
+    levels.append((*ends, *carried))
     return Attribution(target.label, target.value, tuple(levels), tuple(edges), share)
 
 
@@ -297,7 +299,7 @@ def _inputs(layer: LayerTrace, readings: list[_Reading], edges: list[Edge]) -> l
 
 
 def _observations(
-    layer: LayerTrace, readings: list[_Reading], edges: list[Edge], *, observed: Observed
+    layer: LayerTrace, readings: list[_Reading], edges: list[Edge], observed: Observed
 ) -> list[Node]:
     if not readings:
         return []

@@ -189,7 +189,7 @@ class Shadow:
         )
         try:
             with torch.enable_grad(), self._random:
-                at = observations.detach().clone().requires_grad_(requires_grad=True)
+                at = observations.detach().clone().requires_grad_()
                 self._call(at)
                 x = seen[0].reshape(len(at), -1).double()
                 found = [
