@@ -5,7 +5,9 @@ policy more than the work does: so all taps share one thread, and each of its tu
 Streams to the same receiver under the same key share one connection. A pause between two turns is
 at least 8 ms; it grows with the rows that come, since few large messages cost much less than many
 small ones, and with the processor time of a turn, so that many taps take a fortieth of a core as
-long as pauses of a tenth of a second allow it. Nothing that happens here (no service, a
+long as pauses of a tenth of a second allow it. A process that waits for its clock has time to spare
+and gets its steps out soon; one that computes without a break pays for each turn with its own
+throughput, so there the pauses are longer. Nothing that happens here (no service, a
 frozen one, a full disk, garbage on the wire) reaches a policy.
 """
 
@@ -58,6 +60,11 @@ the last ten: one turn that was interrupted makes no long pause."""
 RESTED_S: Final = 0.012
 """Longest pause for the sake of the processor, for each tap: steps must become features within
 20 ms where there is one."""
+RESTED_BUSY_S: Final = 0.05
+"""The same where the process computes without a break."""
+BUSY: Final = 0.75
+"""Share of a core, beside the courier's own, from which on a process computes without a break.
+Below 1: it waits for the interpreter lock, and a shared machine takes it off its core."""
 MOST_RESTED_S: Final = 0.1
 GOODBYE_MS: Final = 200
 _READABLE: Final = int(zmq.POLLIN)  # as a plain number: an enumeration's & is a call of Python
@@ -126,11 +133,14 @@ class Courier:
     def _run(self) -> None:
         last: list[Sender] = []
         try:
-            pause, began, usual = PERIOD_S, time.monotonic(), 0.0
+            pause, began, usual, busy = PERIOD_S, time.monotonic(), 0.0, 0.0
+            spent = time.process_time()
             while True:
                 self._bell.acquire(timeout=pause)
                 before, began = began, time.monotonic()
                 used = time.thread_time()
+                others, spent = spent, time.process_time() - used
+                busy += 0.1 * ((spent - others) / max(began - before, PERIOD_S) - busy)
                 left = self._turn()
                 if left and self._is_over():
                     last = left
@@ -138,7 +148,7 @@ class Courier:
                 for sender in left:
                     sender.ended.set()
                 usual += 0.1 * (time.thread_time() - used - usual)
-                pause = self._pause(began - before, usual)
+                pause = self._pause(began - before, usual, busy=busy >= BUSY)
         finally:
             for connection in self._connections.values():
                 connection.close(GOODBYE_MS)
@@ -192,7 +202,7 @@ class Courier:
             self._home.courier = None
             return True
 
-    def _pause(self, elapsed: float, used: float) -> float:
+    def _pause(self, elapsed: float, used: float, *, busy: bool) -> float:
         if any(sender.closing for sender in self._senders):
             return PERIOD_S / 4
         since = max(elapsed, PERIOD_S)
@@ -204,7 +214,8 @@ class Courier:
             full = 0.5 * sender.capacity / max(blocks, 1.0)
             longest = min(longest, PERIOD_S if sender.lossless else full)
         together = min(LONGEST_S, PERIOD_S * busiest * PERIOD_S / FULL_ROWS)
-        rest = min(REST * used, RESTED_S * len(self._senders))
+        each = RESTED_BUSY_S if busy else RESTED_S
+        rest = min(REST * used, each * len(self._senders))
         return max(PERIOD_S, min(longest, max(together, rest)))
 
     def _begin(self, sender: Sender, now: Now) -> None:
