@@ -34,6 +34,7 @@ from interlatent_live.cli import (
     transcoders,
     users,
     watch,
+    why,
     zoo,
 )
 from interlatent_live.errors import UserError
@@ -79,6 +80,7 @@ app.add_typer(audit.app)
 app.add_typer(users.app)
 app.add_typer(claims.app)
 app.command()(incident.incident)
+app.command()(why.why)
 app.command()(recordings.inspect)
 app.command()(recordings.export_rows)
 app.command()(replay.replay)

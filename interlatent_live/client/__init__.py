@@ -33,6 +33,11 @@ from interlatent_live.client.values import (
     UnusualFeature,
     VerdictPassed,
     Version,
+    Why,
+    WhyAblation,
+    WhyClaim,
+    WhyEdge,
+    WhyTerm,
 )
 
 __all__ = [
@@ -58,5 +63,10 @@ __all__ = [
     "UnusualFeature",
     "VerdictPassed",
     "Version",
+    "Why",
+    "WhyAblation",
+    "WhyClaim",
+    "WhyEdge",
+    "WhyTerm",
     "zeromq_feed",
 ]

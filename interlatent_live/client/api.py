@@ -130,6 +130,38 @@ class ConsoleClient:
             run_id=run_id, episode=episode, env=env, window=window, hook_point=hook_point,
         )  # fmt: skip
 
+    def why(
+        self,
+        agent: str,
+        *,
+        run_id: str = "",
+        env: int = 0,
+        episode: int | None = None,
+        t: int | None = None,
+        component: str = "",
+    ) -> v.Why:
+        """Why a copy of an agent acted as it did: the newest step its shadow observed, or this one.
+
+        Args:
+            agent: its name.
+            run_id: of a run of that name; the newest unless said.
+            env: the copy.
+            episode: of the step; the newest unless said.
+            t: the step within the episode.
+            component: the part of a continuous action, or the action whose score is explained.
+
+        Raises:
+            ConsoleError: with ``why`` ``unknown`` (it has no shadow), ``cannot`` (its decisions
+                cannot be taken apart), ``refused`` (that step is not held), ``busy``, ``rate`` or
+                ``silent``.
+        """
+        place = {"episode": episode, "t": t}
+        return self._get(
+            f"/agents/{quote(agent, safe='')}/why", v.Why,
+            run_id=run_id, env=env, component=component,
+            **{name: one for name, one in place.items() if one is not None},
+        )  # fmt: skip
+
     def feed(
         self,
         topics: tuple[str, ...] = (),

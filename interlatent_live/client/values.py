@@ -256,3 +256,81 @@ class Incidents(msgspec.Struct, frozen=True):
     run_id: str
     control_hz: float | None
     items: list[Incident]
+
+
+class WhyClaim(msgspec.Struct, frozen=True):
+    """The verified claim of a feature in an account."""
+
+    id: str
+    version: int
+    label: str
+    description: str
+    predicate: str | None
+
+
+class WhyTerm(msgspec.Struct, frozen=True):
+    """A term of the sum at one level."""
+
+    name: str
+    kind: str
+    """``feature``, ``observation``, ``input``, ``baseline``, ``skip``, ``bias``, ``error``,
+    ``tail`` or ``others``."""
+    contribution: float
+    label: str
+    hook_point: str = ""
+    index: int | None = None
+    unit: str = ""
+    value: float | None = None
+    """Of a number of the observation, in ``unit``."""
+    usual: float | None = None
+    count: int = 1
+    """How many terms this one stands for."""
+    claim: WhyClaim | None = None
+
+
+class WhyEdge(msgspec.Struct, frozen=True):
+    """How much of a later term comes from an earlier one; the last target is ``action``."""
+
+    source: str
+    target: str
+    weight: float
+
+
+class WhyAblation(msgspec.Struct, frozen=True):
+    """What a feature's term says, and what taking the feature out changes."""
+
+    name: str
+    contribution: float
+    measured: float
+
+
+class Why(msgspec.Struct, frozen=True):
+    """One decision taken apart; each of its levels sums to ``value``, up to ``residual``."""
+
+    agent: str
+    run_id: str
+    env: int
+    episode: int
+    t: int
+    time_ns: int
+    age_s: float
+    """When the account was made."""
+    sample_every: int
+    hook_points: list[str]
+    """That are opened, from the observation to the action."""
+    label: str
+    value: float
+    chosen: str
+    runner_up: str
+    mean: float | None
+    """Of a continuous action's component, over the steps that are held."""
+    feature_share: float
+    verdict: str
+    levels: list[list[WhyTerm]]
+    """From the action to the observation."""
+    edges: list[WhyEdge]
+    edges_left_out: int
+    ablations: list[WhyAblation]
+    rank_agreement: float | None
+    residual: float
+    note: str
