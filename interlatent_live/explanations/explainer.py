@@ -12,7 +12,7 @@ are numbers of held-out episodes (6, 8, 12, 16, 24, 32, 48 …).
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -65,6 +65,10 @@ MOST_DRAFTS: Final = 32
 """The same of writers; what they have more to say waits."""
 EPISODES_FOR_A_DRAFT: Final = 48
 """Later episodes in which a writer's draft must have proved better, or it goes; a declared look."""
+UNITS_AGAIN: Final = 64
+"""Newest episodes that a feature with a withdrawn claim is proposed for from."""
+MOST_SEARCHES: Final = 16
+"""Searches whose rules are in use, each of which holds its rows; no more are begun beyond."""
 _STANDING: Final = frozenset({Verdict.VERIFIED, Verdict.PENDING})
 _COPIES_NARRATED: Final = 64
 _LOOKS: Final = tuple(sorted({6 * 2**k for k in range(20)} | {8 * 2**k for k in range(20)}))
@@ -89,6 +93,20 @@ class ExplainerConfig:
     half_life: float = DEFAULT_HALF_LIFE
     """Scored rows after which a row counts half in what is said of a claim as of late."""
     narration_windows: tuple[int, ...] = WINDOWS
+    units_again: int = 16
+    """Episodes (or blocks) after a withdrawal from which a claim is proposed anew."""
+
+
+@dataclass(slots=True, eq=False)
+class _Search:
+    """One search for rules: what it was made on, what it found, and its null."""
+
+    evidence: Evidence
+    rules: dict[int, Rule]
+    clocks: dict[int, Rule]
+    null: NullModel | None
+    looked: dict[int, tuple[int, NullResult]] = field(default_factory=dict)
+    """By the moment a ledger begins after, units at the newest look at the null, and the look."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,10 +150,14 @@ class Explainer:
         """By feature, how often α was halved by challengers that are checked no longer."""
         self._rules: dict[int, Rule] = {}
         self._clock: dict[int, Rule] = {}
-        self._null: NullModel | None = None
-        self._proposal: Evidence | None = None
+        self._searches: list[_Search] = []
+        self._search_of: dict[int, _Search] = {}
+        """By feature, the search that its rule is from."""
         self._ledger_ns: dict[int, int] = {}
-        self._looked: dict[int, tuple[int, NullResult]] = {}
+        self._withdrawn: dict[int, int] = {}
+        """By feature with a withdrawn claim, units after the withdrawal that a proposal needs."""
+        self._fresh: dict[int, int] = {}
+        """By feature, units in the ledger of its claim at the last rescoring."""
         self._watches: dict[int, Watch] = {}
         self._recent: dict[int, DecayedCounts] = {}
         self._alarm = ""
@@ -175,7 +197,15 @@ class Explainer:
     @property
     def null_draws_done(self) -> int:
         """Draws of the null searched so far."""
-        return 0 if self._null is None else self._null.done
+        return sum(null.done for null in self._nulls())
+
+    @property
+    def null_draws_wanted(self) -> int:
+        """Draws of the null that will have been searched once :meth:`search_null` is done."""
+        return sum(null.draws for null in self._nulls())
+
+    def _nulls(self) -> list[NullModel]:
+        return [one.null for one in self._searches if one.null is not None]
 
     def propose(self, evidence: Evidence, now_ns: int) -> tuple[Claim, ...]:
         """Rules and built-in claims from proposal evidence, split by episode into A and B.
@@ -185,32 +215,105 @@ class Explainer:
         Raises:
             UserError: when the evidence has fewer than two episodes.
         """
-        a, b = evidence.split(self.config.share_a, self.config.seed)
         features = np.flatnonzero(evidence.coverage().live())
-        self._proposal, self._transcoder_hash = evidence, evidence.transcoder_hash
-        rules = induce_rules(
-            a, b, features, families=self.config.families, max_rows=self.config.max_rows
-        )
-        clocks = induce_rules(a, b, features, families=CLOCK_TERMS, max_rows=self.config.max_rows)
-        self._rules = {rule.feature: rule for rule in rules}
-        self._clock = {rule.feature: rule for rule in clocks}
-        self._null = None
+        self._transcoder_hash = evidence.transcoder_hash
+        self._claims, self._watches, self._ledger_ns = {}, {}, {}
+        self._challengers, self._spent, self._recent = {}, {}, {}
+        self._rules, self._clock, self._search_of = {}, {}, {}
+        self._withdrawn, self._fresh, self._searches = {}, {}, []
+        found = self._search(evidence, features)
+        self._searches.append(found)
+        for rule in found.rules.values():
+            self._found_in(found, rule.feature)
+            self.adopt(rule.feature, state_rule(rule), now_ns)
+        return self.claims
+
+    def _search(self, evidence: Evidence, features: NDArray[np.integer]) -> _Search:
+        """Look for rules of some features, on A and B of some evidence."""
+        config = self.config
+        a, b = evidence.split(config.share_a, config.seed)
+        rules = induce_rules(a, b, features, families=config.families, max_rows=config.max_rows)
+        clocks = induce_rules(a, b, features, families=CLOCK_TERMS, max_rows=config.max_rows)
+        null = None
         if len(features):
-            self._null = NullModel(
+            null = NullModel(
                 a,
                 b,
                 features,
-                draws=self.config.null_draws,
-                families=self.config.families,
-                seed=self.config.seed,
-                max_rows=self.config.max_rows,
-                kind=self.config.null,
+                draws=config.null_draws,
+                families=config.families,
+                seed=config.seed,
+                max_rows=config.max_rows,
+                kind=config.null,
             )
-        self._claims, self._looked, self._watches, self._ledger_ns = {}, {}, {}, {}
-        self._challengers, self._spent, self._recent = {}, {}, {}
-        for rule in rules:
-            self.adopt(rule.feature, state_rule(rule), now_ns)
-        return self.claims
+        return _Search(
+            evidence,
+            {rule.feature: rule for rule in rules},
+            {rule.feature: rule for rule in clocks},
+            null,
+        )
+
+    def _found_in(self, search: _Search, feature: int) -> None:
+        """Take a feature's rules, null and past from a search from now on."""
+        self._search_of[feature] = search
+        self._rules[feature] = search.rules[feature]
+        self._clock.pop(feature, None)
+        if feature in search.clocks:
+            self._clock[feature] = search.clocks[feature]
+
+    def due_again(self) -> tuple[int, ...]:
+        """Features with a withdrawn claim of which enough was seen since to propose anew."""
+        if self._alarm:
+            return ()
+        return tuple(
+            sorted(
+                feature
+                for feature, units in self._withdrawn.items()
+                if self._fresh.get(feature, 0) >= units
+            )
+        )
+
+    def propose_again(self, now_ns: int) -> tuple[Claim, ...]:
+        """Propose for the features of :meth:`due_again`, from what began after the withdrawal only.
+
+        What was withdrawn belongs to a regime that has passed, so none of its rows are looked at:
+        rules are searched on the newest :data:`UNITS_AGAIN` units begun since, with a null of their
+        own. A rule that differs becomes the next version, with a ledger of later episodes, and
+        spends of α as every rewrite of a scored claim does. Where there is none, or the same one,
+        the withdrawn claim stays, and it is looked again once twice as much was seen.
+
+        Returns:
+            The new versions.
+        """
+        due = self.due_again()
+        if not due:
+            return ()
+        for feature in due:
+            self._withdrawn[feature] *= 2
+        evidence = self._store.evidence(self.hook_point)
+        if evidence.transcoder_hash != self._transcoder_hash:
+            return ()
+        since = evidence.begun_after(max(self._ledger_ns[feature] for feature in due))
+        newest = np.sort(since.unit_begun_ns)[-UNITS_AGAIN:]
+        fresh = since.select(since.unit_begun_ns >= newest[0]) if len(newest) else since
+        live = fresh.coverage().live()
+        features = np.array([f for f in due if f < len(live) and live[f]], np.int64)
+        if fresh.n_units < 2 or len(features) == 0 or len(self._searches) >= MOST_SEARCHES:
+            return ()
+        found = self._search(fresh, features)
+        made = []
+        for feature, rule in found.rules.items():
+            if rule.predicate is None or rule.predicate == self._claims[feature].predicate:
+                continue
+            draft = state_rule(rule)
+            words = f"{draft.description} (Proposed anew from {fresh.n_units} later episodes.)"
+            self._found_in(found, feature)
+            made.append(self.adopt(feature, replace(draft, description=words), now_ns))
+        if made:
+            self._searches.append(found)
+            used = {id(one) for one in self._search_of.values()}
+            self._searches = [one for one in self._searches if id(one) in used]
+        return tuple(made)
 
     def propose_from_live(self, now_ns: int) -> tuple[Claim, ...]:
         """As :meth:`propose`, from what has been observed so far.
@@ -226,12 +329,12 @@ class Explainer:
         Raises:
             UserError: when the feature was not proposed for.
         """
-        if self._proposal is None or feature not in self._rules:
+        if feature not in self._rules:
             raise UserError(
                 f"feature {self.hook_point}/{feature} has no profile yet; propose claims first"
             )
         profile = build_profile(
-            self._proposal,
+            self._search_of[feature].evidence,
             self._rules[feature],
             actions=self._actions,
             environment=self._environment,
@@ -250,10 +353,16 @@ class Explainer:
         """
         claim = self._made(feature, draft, now_ns)
         self._claims[feature] = claim
-        self._ledger_ns[feature] = int(now_ns)
+        self._begin_ledger(feature, int(now_ns))
+        return claim
+
+    def _begin_ledger(self, feature: int, since_ns: int) -> None:
+        """Judge the claim that stands now by what begins after a moment."""
+        self._ledger_ns[feature] = since_ns
+        self._fresh[feature] = 0
+        self._withdrawn.pop(feature, None)
         self._watches.pop(feature, None)
         self._recent.pop(feature, None)
-        return claim
 
     def offer(self, feature: int, draft: Draft, now_ns: int) -> Claim | None:
         """Take in a writer's draft, beside the claim that stands where that holds or still may.
@@ -410,17 +519,18 @@ class Explainer:
 
     def search_null(self, count: int | None = None) -> int:
         """Search more draws of the null; returns how many are missing still."""
-        if self._null is None:
-            return 0
-        self._null.search(count)
-        return self._null.draws - self._null.done
+        for null in self._nulls():
+            done = null.search(count)
+            count = None if count is None else count - done
+        return self.null_draws_wanted - self.null_draws_done
 
     def stop_looking(self) -> None:
         """Look at the null no more: claims keep the p of their last look, new ones stay pending.
 
         For a benchmark that asks only which verified claims fall.
         """
-        self._null = None
+        for search in self._searches:
+            search.null = None
 
     def observe(self, batch: FeatureBatch) -> None:
         """Take in a batch of the live stream."""
@@ -444,10 +554,10 @@ class Explainer:
                 f"the stream is encoded by {evidence.transcoder_hash}, the claim is about "
                 f"{self._transcoder_hash}"
             )
-        ledgers: dict[int, list[int]] = {}
+        ledgers: dict[tuple[int, int], list[int]] = {}
         for feature, since in self._ledger_ns.items():
-            ledgers.setdefault(since, []).append(feature)
-        for since, features in ledgers.items():
+            ledgers.setdefault((since, id(self._search_of[feature])), []).append(feature)
+        for (since, _), features in ledgers.items():
             held_out = evidence.begun_after(since)
             self._rescore_ledger(held_out, since, features, now_ns, last=last, stale=mismatch)
         for challenger in self.challengers:
@@ -468,15 +578,17 @@ class Explainer:
     ) -> None:
         coverage = held_out.coverage()
         self._truths = {}
+        search = self._search_of[features[0]]
         for feature in features:
             claim = self._claims[feature]
+            self._fresh[feature] = held_out.n_units
             if feature < held_out.n_features:
                 claim = replace(claim, density=float(coverage.density[feature]))
             if claim.predicate is not None:
                 self._note_recent(claim.predicate, feature, held_out)
                 claim = self._scored(claim, held_out)
             self._claims[feature] = claim
-        null = self._look(held_out, since, last=last)
+        null = self._look(search, held_out, since, last=last)
         for feature in features:
             claim = self._claims[feature]
             if claim.predicate is None or claim.scores is None:
@@ -515,7 +627,9 @@ class Explainer:
         claim = self._scored(claim, held_out)
         scores = claim.scores
         if scores is not None:
-            claim = self._with_p(claim, self._look(held_out, claim.created_ns, last=last))
+            search = self._search_of[feature]
+            null = self._look(search, held_out, claim.created_ns, last=last)
+            claim = self._with_p(claim, null)
             judgement = self._judgement(claim, scores, stale)
             claim = claim.judged(judgement.verdict, judgement.reason, now_ns)
         self._challengers[feature] = claim
@@ -525,9 +639,7 @@ class Explainer:
             self._claims[feature] = replace(
                 claim, density=old.density, history=(*old.history, claim.history[-1])
             )
-            self._ledger_ns[feature] = claim.created_ns
-            self._watches.pop(feature, None)
-            self._recent.pop(feature, None)
+            self._begin_ledger(feature, claim.created_ns)
         elif (
             was_judged  # so that its verdict was shown
             and not by_person(claim.writer)
@@ -564,9 +676,10 @@ class Explainer:
     def _with_p(self, claim: Claim, null: NullResult | None) -> Claim:
         """With its adjusted p against a look at the null, where there is one."""
         accuracy = None if claim.scores is None else claim.scores.balanced_accuracy
-        if null is None or self._null is None or accuracy is None or accuracy.value is None:
+        model = self._search_of[claim.address.index].null
+        if null is None or model is None or accuracy is None or accuracy.value is None:
             return claim
-        at = int(np.searchsorted(self._null.features, claim.address.index))
+        at = int(np.searchsorted(model.features, claim.address.index))
         p = null.p_of(at, accuracy.value, accuracy.error)
         return replace(claim, p_adjusted=p, null_draws=null.draws)
 
@@ -613,30 +726,33 @@ class Explainer:
             self._truths[predicate] = evaluate(predicate, held_out.columns())
         return self._truths[predicate]
 
-    def _look(self, held_out: Evidence, since: int, *, last: bool) -> NullResult | None:
+    def _look(
+        self, search: _Search, held_out: Evidence, since: int, *, last: bool
+    ) -> NullResult | None:
         """The null for a ledger, computed anew at a declared look."""
-        if self._null is None or self._null.done == 0:
+        null = search.null
+        if null is None or null.done == 0:
             return None
         due = [look for look in _LOOKS if look <= held_out.n_units]
-        known = self._looked.get(since)
+        known = search.looked.get(since)
         at = held_out.n_units if last else (due[-1] if due else 0)
         if at == 0:
             return None
-        if known is not None and (known[0] >= at) and known[1].draws == self._null.done:
+        if known is not None and (known[0] >= at) and known[1].draws == null.done:
             return known[1]
-        observed, errors = (np.full(len(self._null.features), x) for x in (0.5, 0.0))
-        for place, feature in enumerate(self._null.features):
+        observed, errors = (np.full(len(null.features), x) for x in (0.5, 0.0))
+        for place, feature in enumerate(null.features):
             claim = self._claims.get(int(feature))
             if claim is not None and claim.scores is not None:
                 accuracy = claim.scores.balanced_accuracy
                 observed[place] = 0.5 if accuracy.value is None else accuracy.value
                 errors[place] = accuracy.error or 0.0
         eligible = held_out.coverage().eligible()
-        judged = np.array([f < len(eligible) and eligible[f] for f in self._null.features], bool)
+        judged = np.array([f < len(eligible) and eligible[f] for f in null.features], bool)
         if not judged.any():
             return None
-        result = self._null.judge(held_out, RuleScores(observed, errors), judged)
-        self._looked[since] = (at, result)
+        result = null.judge(held_out, RuleScores(observed, errors), judged)
+        search.looked[since] = (at, result)
         return result
 
     def _judged(self, claim: Claim, held_out: Evidence, now_ns: int, stale: str) -> Claim:
@@ -651,6 +767,8 @@ class Explainer:
         ):
             # Hysteresis: what was withdrawn stays so until a fresh ledger verifies it.
             return claim
+        if judgement.verdict is Verdict.VERIFIED:
+            self._withdrawn.pop(feature, None)
         # A claim that was verified stays watched when its score falls: that it broke says more
         # than that it is weak.
         verified = judgement.verdict is Verdict.VERIFIED
@@ -658,7 +776,8 @@ class Explainer:
         if broken and not stale:
             gone = self._watches.pop(feature)
             self.withdrawn_ns[feature] = gone.alarm_ns or now_ns
-            self._ledger_ns[feature] = now_ns
+            self._ledger_ns[feature], self._fresh[feature] = now_ns, 0
+            self._withdrawn[feature] = self.config.units_again
             return replace(claim, p_adjusted=None).judged(
                 Verdict.STALE, f"withdrawn: {broken}", now_ns
             )
@@ -677,11 +796,11 @@ class Explainer:
         until = int(held_out.time_ns.max())
         if watch is None:
             steps = len(held_out)
-            if self._proposal is not None:
-                holds = evaluate(predicate, self._proposal.columns()).holds
-                past = _events(self._proposal, feature, holds, limits)
-                missing, excess = joined(past[0], missing), joined(past[1], excess)
-                steps += len(self._proposal)
+            proposal = self._search_of[feature].evidence
+            holds = evaluate(predicate, proposal.columns()).holds
+            past = _events(proposal, feature, holds, limits)
+            missing, excess = joined(past[0], missing), joined(past[1], excess)
+            steps += len(proposal)
             rate = self.config.false_withdrawals_per_million
             watch = start_watch(missing, excess, steps, until, limits, rate=rate)
         else:

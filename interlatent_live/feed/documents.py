@@ -145,7 +145,7 @@ class LookRecord(msgspec.Struct, frozen=True, array_like=True):
     number: int
     """Counts from 0 for each run, hook point and transcoder."""
     kind: str
-    """``propose``, ``split``, ``rescore`` or ``final``."""
+    """``propose``, ``split``, ``rescore``, ``again`` or ``final``."""
     boot_id: str
     seq: int
     """Rows of this boot below it had been taken in."""

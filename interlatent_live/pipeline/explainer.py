@@ -413,12 +413,21 @@ class ExplainerCore:
         turn = inquiry.pacing.turn(now)
         if turn is not None and (turn.trigger is not None or inquiry.unscored_rows):
             return [*self._narration(inquiry, turn)]
+        if explainer.due_again():
+            return self._propose_again(inquiry, now)
         if inquiry.unscored_rows and now >= inquiry.rescore_due_ns:
             self._rescore(inquiry, now)
             claims = self._claims(inquiry)
             inquiry.rescore_due_ns = self._next(now, self._pace.rescore_s)
             return [claims]
         return [] if self._search_null(explainer) else None
+
+    def _propose_again(self, inquiry: _Inquiry, now_ns: int) -> list[Document]:
+        """Propose anew where claims were withdrawn; a language model may word it once more."""
+        made = inquiry.explainer.propose_again(now_ns)
+        self._note(inquiry, LookKind.AGAIN, now_ns)
+        inquiry.asked.difference_update(one.address.index for one in made)
+        return [self._claims(inquiry)] if made else []
 
     def _rescore(self, inquiry: _Inquiry, now_ns: int) -> None:
         inquiry.explainer.rescore(now_ns)
@@ -438,7 +447,7 @@ class ExplainerCore:
             self._take_coming(inquiry)
             if not inquiry.final and not inquiry.coming:
                 # The recording ends before its last look.
-                self._search_null_to(inquiry, self._config.null_draws)
+                self._search_null_to(inquiry, inquiry.explainer.null_draws_wanted)
                 self._close(inquiry, now)
             if not inquiry.final and not inquiry.untold:
                 return None  # the run goes on under another boot
@@ -465,6 +474,8 @@ class ExplainerCore:
                 self._note(inquiry, LookKind.PROPOSE, look.at_ns)
             elif look.kind == LookKind.SPLIT:
                 self._split(inquiry, look.steps, look.at_ns)
+            elif look.kind == LookKind.AGAIN:
+                self._propose_again(inquiry, look.at_ns)
             elif look.kind == LookKind.RESCORE:
                 self._rescore(inquiry, look.at_ns)
             elif look.kind == LookKind.FINAL:
@@ -498,7 +509,7 @@ class ExplainerCore:
         before, until = explainer.null_draws_done, self._clock() + self._pace.null_s * SECOND_NS
         for _ in range(self._pace.null_draws_at_once):
             done = explainer.null_draws_done
-            if done < self._config.null_draws:
+            if done < explainer.null_draws_wanted:
                 explainer.search_null(1)
             if explainer.null_draws_done == done or self._clock() >= until:
                 break
@@ -685,7 +696,7 @@ class ExplainerCore:
             counts=counts,
             null={
                 "draws": inquiry.explainer.null_draws_done,
-                "draws_wanted": self._config.null_draws,
+                "draws_wanted": inquiry.explainer.null_draws_wanted or self._config.null_draws,
                 "kind": "rule search repeated on reassigned episodes, maximum over features",
             },
             writer=self._writer,

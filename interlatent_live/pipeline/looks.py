@@ -37,6 +37,8 @@ class LookKind(StrEnum):
     SPLIT = "split"
     """An endless run is cut into blocks of ``steps`` from here on."""
     RESCORE = "rescore"
+    AGAIN = "again"
+    """Claims are proposed anew where some were withdrawn."""
     FINAL = "final"
     """The last rescoring, after the run's end."""
 
