@@ -12,6 +12,7 @@ from interlatent_live.alerts.board import AlertBoard
 from interlatent_live.alerts.delivery import Delivery, alertmanager, webhook
 from interlatent_live.alerts.rulefile import load_rules
 from interlatent_live.alerts.rules_engine import RulesEngine
+from interlatent_live.engine.leases import EVERYTHING, read_ownership
 from interlatent_live.errors import UserError
 from interlatent_live.feed.documents import Topic
 from interlatent_live.logs import get_logger
@@ -34,10 +35,12 @@ from interlatent_live.wire.limits import Limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
+    from pathlib import Path
 
     from prometheus_client import CollectorRegistry
 
     from interlatent_live.config import Settings
+    from interlatent_live.engine.leases import Owner
     from interlatent_live.feed.documents import ProfilesDocument
     from interlatent_live.pipeline.blocks import Block
     from interlatent_live.pipeline.correlator import Stream
@@ -55,12 +58,18 @@ REPOST_EVERY_S: Final = 60.0
 """Alertmanager resolves what it has not heard of for its resolve_timeout, 5 minutes by default."""
 
 
-def serve(settings: Settings) -> None:
+def serve(settings: Settings, ownership: Path | None = None) -> None:
     """Run the correlator until it is told to stop.
 
+    Args:
+        settings: as configured.
+        ownership: file that says which runs are its own where there are several correlators; only
+            those are taken from snapshots and recordings.
+
     Raises:
-        UserError: when an endpoint is taken.
+        UserError: when an endpoint is taken, or the file is not understood.
     """
+    owner = EVERYTHING if ownership is None else read_ownership(ownership)
     with (
         ServiceRuntime(
             "correlator",
@@ -69,7 +78,7 @@ def serve(settings: Settings) -> None:
         ) as runtime,
         Network(settings.security.keys) as network,
     ):
-        shell = CorrelatorShell(settings)
+        shell = CorrelatorShell(settings, owner)
         service = CorrelatorService(settings, network, shell)
         try:
             runtime.ready(**shell.restored)
@@ -177,8 +186,9 @@ class Intake:
 class CorrelatorShell:
     """Feeds the core and publishes its profiles at a steady pace."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, owner: Owner = EVERYTHING) -> None:
         options = settings.correlator
+        self._owner = owner
         config = (
             CorrelatorConfig.core()
             if options.depth == "core"
@@ -237,7 +247,7 @@ class CorrelatorShell:
             self._catch_up = CatchUp(
                 self._core,
                 self._intake,
-                FollowedRecordings(options.replay, since_ns, limits),
+                FollowedRecordings(options.replay, since_ns, limits, owner.owns),
                 time.monotonic,
                 lambda why: self._log.warning("replay", why=why),
             )
@@ -249,6 +259,8 @@ class CorrelatorShell:
     def _restore(self, folder: SnapshotFolder) -> None:
         rows = 0
         for state in folder.newest(lambda why: self._log.warning("snapshot", why=why)):
+            if not self._owner.owns(str(state.meta["stream"]["manifest"]["run_id"])):
+                continue
             try:
                 stream = self._core.restore(state)
                 self._rules.load(stream, state.meta.get("alerts", {}))

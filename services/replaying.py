@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 from interlatent_live.errors import CorruptFileError, UserError
 from interlatent_live.logs import get_logger
 from interlatent_live.recordings.following import RecordingFollower
+from interlatent_live.wire.messages import FeaturesMessage, Hello
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from interlatent_live.wire.limits import Limits
@@ -23,12 +24,20 @@ class FollowedRecordings:
         paths: files and folders.
         since_ns: nothing recorded before this moment is needed.
         limits: of the decoder.
+        owns: whether a run's messages are wanted, by its id.
     """
 
-    def __init__(self, paths: Sequence[Path], since_ns: int, limits: Limits) -> None:
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        since_ns: int,
+        limits: Limits,
+        owns: Callable[[str], bool] = lambda _: True,
+    ) -> None:
         self._paths = tuple(paths)
         self._since_ns = since_ns
         self._limits = limits
+        self._owns = owns
         self._followers: dict[Path, RecordingFollower] = {}
         self._log = get_logger("services.replaying")
 
@@ -46,7 +55,9 @@ class FollowedRecordings:
                     follower = RecordingFollower(path, since_ns=self._since_ns, limits=self._limits)
                     self._followers[path] = follower
                 for recorded in follower.messages():
-                    yield recorded.message
+                    run_id = _run_of(recorded.message)
+                    if run_id is None or self._owns(run_id):
+                        yield recorded.message
             except (CorruptFileError, UserError, OSError) as error:
                 if follower is not None:
                     follower.complete = True
@@ -64,3 +75,10 @@ class FollowedRecordings:
                 if changed >= self._since_ns:
                     found.append((changed, file))
         return [file for _, file in sorted(found)]
+
+
+def _run_of(message: WireMessage) -> str | None:
+    """The run that a message names; a goodbye names a boot, and unknown ones mean nothing."""
+    if isinstance(message, Hello):
+        return message.manifest.run_id
+    return message.batch.run_id if isinstance(message, FeaturesMessage) else None

@@ -31,6 +31,7 @@ from interlatent_live.cli import (
     replay,
     reproduce,
     services,
+    store,
     transcoders,
     users,
     watch,
@@ -58,6 +59,8 @@ app.command()(services.console)
 app.command()(services.control)
 app.command()(services.record)
 app.command("recorder", hidden=True)(services.record)  # as `up` starts each by its name
+app.command(hidden=True)(services.gateway)
+app.command(hidden=True)(services.shard)
 app.command(hidden=True)(demo.demo_agent)
 app.command()(transcoders.collect)
 app.command()(transcoders.train)
@@ -79,6 +82,7 @@ app.command()(branch.branch)
 app.add_typer(audit.app)
 app.add_typer(users.app)
 app.add_typer(claims.app)
+app.add_typer(store.app)
 app.command()(incident.incident)
 app.command()(why.why)
 app.command()(recordings.inspect)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +14,7 @@ from interlatent_live.cli.options import ConfigOption, SetOption, resolve_option
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from interlatent_live.config import ServiceName, Settings
+    from interlatent_live.config import Settings
 
 
 def encoder(config: ConfigOption = None, assign: SetOption = None) -> None:
@@ -27,7 +29,14 @@ def encoder(config: ConfigOption = None, assign: SetOption = None) -> None:
     _serve("encoder", resolve_options(config, assign).settings, serve)
 
 
-def correlator(config: ConfigOption = None, assign: SetOption = None) -> None:
+def correlator(
+    ownership: Annotated[
+        Path | None,
+        typer.Option(hidden=True, help="File with the runs of a shard, as its shard writes it."),
+    ] = None,
+    config: ConfigOption = None,
+    assign: SetOption = None,
+) -> None:
     """Relate features to metrics: rolling statistics with honest intervals.
 
     Takes features from the encoder and publishes, for every live feature, density, means when on
@@ -35,7 +44,8 @@ def correlator(config: ConfigOption = None, assign: SetOption = None) -> None:
     """
     from interlatent_live.services.correlator import serve
 
-    _serve("correlator", resolve_options(config, assign).settings, serve)
+    settings = resolve_options(config, assign).settings
+    _serve("correlator", settings, partial(serve, ownership=ownership))
 
 
 def explainer(config: ConfigOption = None, assign: SetOption = None) -> None:
@@ -98,37 +108,102 @@ def record(
     _serve("recorder", resolve_options(config, assign, flags).settings, serve)
 
 
-def up(config: ConfigOption = None, assign: SetOption = None) -> None:
+def gateway(config: ConfigOption = None, assign: SetOption = None) -> None:
+    """Stand in for encoder and correlator before several shards of them.
+
+    Agents and viewers find it where they would find the two; shards find it at
+    endpoints.correlator. Started by `up` with shards. Runs until SIGINT or SIGTERM.
+    """
+    from interlatent_live.services.gateway import serve
+
+    _serve("gateway", resolve_options(config, assign).settings, serve)
+
+
+def shard(
+    name: Annotated[str, typer.Argument(help="Of the shard, such as shard-0.")],
+    slots: Annotated[str, typer.Option(help="Its slots, a bit each, in 64 hexadecimal digits.")],
+    config: ConfigOption = None,
+    assign: SetOption = None,
+) -> None:
+    """Run one shard: an encoder and a correlator on free ports, for the runs of its slots.
+
+    Started by `up` with shards, on a node that the engine chooses. Runs until SIGINT or SIGTERM, or
+    until a later start of the same shard has taken its place.
+    """
+    from interlatent_live.engine.sharded import SERVING
+    from interlatent_live.services.shard import serve
+
+    settings = resolve_options(config, assign).settings
+    on_ready = partial(print, SERVING, flush=True)
+    _serve("shard", settings, partial(serve, name=name, slots=slots, on_ready=on_ready))
+
+
+class EngineKind(StrEnum):
+    """Where shards run."""
+
+    LOCAL = "local"
+    RAY = "ray"
+
+
+def up(
+    engine: Annotated[
+        EngineKind, typer.Option(help="Where shards run: on this machine, or on a Ray cluster.")
+    ] = EngineKind.LOCAL,
+    shards: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Encoders and correlators to spread the runs over. [default: with --engine ray "
+            "one for each node; otherwise none, but one encoder and one correlator]",
+        ),
+    ] = None,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(help="Of the Ray cluster, such as HOST:6379. [default: one started here]"),
+    ] = None,
+    gpus: Annotated[
+        float, typer.Option(min=0, help="GPUs that Ray keeps free for each shard's encoder.")
+    ] = 0.0,
+    config: ConfigOption = None,
+    assign: SetOption = None,
+) -> None:
     """Start encoder, correlator, explainer, console and control here and keep them up.
 
     A service that dies comes back with growing pauses, and what it missed is counted. Point agents
     at endpoints.agents, then look with `interlatent-live watch`. Ctrl-C stops everything.
+
+    With --shards or --engine ray, runs are spread over shards behind a gateway, where agents and
+    viewers find them as if there were one (docs/operating.md).
     """
     from interlatent_live.console.sessions import login_address
-    from interlatent_live.engine.launch import service_specs
-    from interlatent_live.engine.local import LocalEngine
-    from interlatent_live.engine.port import wait_ready, wait_until_one_fails
+    from interlatent_live.engine.sharded import System
+    from interlatent_live.errors import UserError
     from interlatent_live.logs import configure_logging
 
+    if engine is EngineKind.LOCAL and (ray_address is not None or gpus):
+        raise UserError("--ray-address and --gpus are for --engine ray")
     settings = resolve_options(config, assign).settings
     configure_logging("up", level=settings.logging.level, log_format=settings.logging.format)
-    specs = service_specs(settings)
-    with LocalEngine() as engine:
+    if engine is EngineKind.RAY:
+        from interlatent_live.engine.ray import RayEngine
+
+        system = System(settings, shards, RayEngine(ray_address), gpus)
+    else:
+        system = System(settings, shards)
+    with system:
         try:
-            for spec in specs:
-                engine.start(spec)
-            wait_ready(engine, [spec.name for spec in specs], timeout_s=120.0)
+            system.start()
             print(f"up: agents connect to {settings.endpoints.agents}; look at")
             print(f"  {login_address(settings)}")
             print("(which logs you in, once; what follows # is secret) or in a terminal with")
             print("  interlatent-live watch")
             print("Ctrl-C stops everything", flush=True)
-            wait_until_one_fails(engine)
+            system.watch()
         except KeyboardInterrupt:
             print("stopping …", flush=True)
 
 
-def _serve(name: ServiceName, settings: Settings, serve: Callable[[Settings], None]) -> None:
+def _serve(name: str, settings: Settings, serve: Callable[[Settings], None]) -> None:
     from interlatent_live.logs import configure_logging
 
     configure_logging(name, level=settings.logging.level, log_format=settings.logging.format)

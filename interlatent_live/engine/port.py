@@ -259,21 +259,6 @@ def wait_ready(engine: Engine, names: Iterable[str], timeout_s: float = 60.0) ->
             seen = event.sequence
 
 
-def wait_until_one_fails(engine: Engine) -> None:
-    """Wait for as long as every service is up or coming back.
-
-    Raises:
-        UserError: when one has failed for good, with its own words.
-    """
-    seen = 0
-    while True:
-        for status in engine.status():
-            if status.phase is Phase.FAILED:
-                raise UserError(f"{status.name} failed: {status.reason}")
-        for event in engine.events(after=seen, timeout_s=60.0):
-            seen = event.sequence
-
-
 def service_command(*arguments: str) -> tuple[str, ...]:
     """The command line that runs ``interlatent-live ARGUMENTS`` with this very interpreter."""
     return (sys.executable, "-m", "interlatent_live", *arguments)

@@ -83,6 +83,11 @@ class RayEngine(SupervisedEngine):
         """See :meth:`interlatent_live.engine.port.Engine.start`; finding a node takes time too."""
         super().start(replace(spec, ready_within_s=spec.ready_within_s + PLACED_WITHIN_S))
 
+    def room(self) -> int:
+        """Nodes of the cluster that have a CPU to give, taken or not."""
+        nodes = self._ray.nodes()
+        return sum(1 for one in nodes if one["Alive"] and one["Resources"].get("CPU", 0) >= 1)
+
     def nodes(self) -> dict[str, str]:
         """Node of each service that runs, by name: the node's id."""
         return {
