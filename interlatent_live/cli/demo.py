@@ -86,7 +86,14 @@ def demo(
     if headless and steps is None:
         steps = HEADLESS_STEPS
     options = DemoOptions(
-        env=env, steps=steps, copies=copies, hz=hz, seed=seed, ask=ask, pictures=not headless
+        env=env,
+        steps=steps,
+        copies=copies,
+        hz=hz,
+        seed=seed,
+        ask=ask,
+        pictures=not headless,
+        shadow=not headless,
     )
     if open_page is None:
         open_page = sys.stdout.isatty() and bool(DISPLAYS & os.environ.keys())
@@ -111,6 +118,9 @@ def demo_agent(
     ] = None,
     ask: AskOption = None,
     pictures: Annotated[str | None, typer.Option(help="Where the console takes pictures.")] = None,
+    explainer: Annotated[
+        str | None, typer.Option(help="Where the explainer takes reports and asks why.")
+    ] = None,
     report: Annotated[Path | None, typer.Option(help="Write the agent's account here.")] = None,
     env: EnvOption = "CartPole-v1",
     steps: Annotated[
@@ -130,6 +140,7 @@ def demo_agent(
         control=control,
         ask=ask,
         pictures=pictures,
+        explainer=explainer,
         report=report,
         steps=steps,
         copies=copies,

@@ -25,8 +25,9 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from interlatent_live.agent.attach import attach
 from interlatent_live.agent.pictures import Pictures
+from interlatent_live.agent.shadow_values import ShadowOptions
 from interlatent_live.demo.camera import Camera
-from interlatent_live.demo.control import agent_name, demo_control
+from interlatent_live.demo.control import agent_name, demo_control, demo_transcoders
 from interlatent_live.demo.report import AgentReport
 from interlatent_live.environments.disturbance import disturbed
 from interlatent_live.environments.metric_packs import StepMetrics, metric_pack_for
@@ -36,7 +37,7 @@ from interlatent_live.transcoders.acting import acting_policy
 from interlatent_live.zoo.entry import find_entry
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -104,6 +105,7 @@ def run_agent(
     control: str | None = None,
     ask: str | None = None,
     pictures: str | None = None,
+    explainer: str | None = None,
     report: Path | None = None,
     steps: int | None = None,
     copies: int | None = None,
@@ -119,6 +121,8 @@ def run_agent(
         control: where the control service takes agents; None: nobody commands this one.
         ask: predicate over metrics under which the agent asks a person before it goes on.
         pictures: where the console takes pictures of the first copy; None: none are made.
+        explainer: where the explainer takes what features do to the action, and passes "why this
+            action?" on; None: neither is worked out.
         report: file for the agent's own account, JSON.
         steps: how many steps; ``None`` means until SIGINT or SIGTERM.
         copies: copies of the environment; the entry's otherwise.
@@ -157,6 +161,9 @@ def run_agent(
             endpoint=control,
             ask=ask,
         ),
+        shadow=None
+        if explainer is None
+        else _shadow(policy_hash(module), entry.hook_points, explainer),
     )
     loop = _Loop(
         acting,
@@ -195,6 +202,12 @@ def run_agent(
     if report is not None:
         report.write_bytes(msgspec.json.encode(account))
     return account
+
+
+def _shadow(policy_hash: str, hook_points: Sequence[str], explainer: str) -> ShadowOptions | None:
+    """A shadow on the transcoders that the package carries; None where it has none."""
+    found = demo_transcoders(policy_hash, hook_points)
+    return ShadowOptions(transcoders=found, explainer=explainer) if found else None
 
 
 def _camera(envs: SyncVectorEnv[Any, Any], tap: Tap, endpoint: str) -> Camera | None:

@@ -63,12 +63,7 @@ def demo_control(
     Raises:
         UserError: when the agent is to ask and the environment has no safe action.
     """
-    known = find_transcoders(BUILT_IN)
-    loaded: dict[str, LoadedTranscoder] = {
-        point: known[policy_hash, point][0].load()
-        for point in hook_points
-        if (policy_hash, point) in known
-    }
+    loaded = demo_transcoders(policy_hash, hook_points)
     bounds = {point: _usual_move(one) for point, one in loaded.items()}
     return ControlOptions(
         endpoint=endpoint,
@@ -77,6 +72,16 @@ def demo_control(
         max_norm={point: bound for point, bound in bounds.items() if bound is not None},
         approvals=() if ask is None else (ApprovalRule(ask, ask, timeout_s=ASK_WITHIN_S),),
     )
+
+
+def demo_transcoders(policy_hash: str, hook_points: Sequence[str]) -> dict[str, LoadedTranscoder]:
+    """Those that the package carries for a policy, by hook point."""
+    known = find_transcoders(BUILT_IN)
+    return {
+        point: known[policy_hash, point][0].load()
+        for point in hook_points
+        if (policy_hash, point) in known
+    }
 
 
 def was_stopped(settings: Settings, env: str) -> bool:

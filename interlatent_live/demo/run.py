@@ -75,6 +75,8 @@ class DemoOptions:
     """Predicate under which the agent asks a person before it goes on."""
     pictures: bool = False
     """Whether the console is shown the agent's first copy."""
+    shadow: bool = False
+    """Whether the agent works out beside itself what its features do, and says why it acts so."""
 
     def agent_arguments(self) -> list[str]:
         """The same as flags of the agent's command."""
@@ -233,6 +235,7 @@ def _agent_spec(options: DemoOptions, settings: Settings, report: Path) -> Servi
             "--report",
             str(report),
             *(("--pictures", settings.endpoints.pictures) if options.pictures else ()),
+            *(("--explainer", settings.endpoints.explainer_requests) if options.shadow else ()),
             *options.agent_arguments(),
         ),
         environment=settings.environment(),
