@@ -67,10 +67,10 @@ def open_store(url: str, *, runs_kept: int = 200, narrations_kept: int = 10_000)
     Raises:
         StoreError: when it cannot be opened, is locked, or a newer version has written it.
     """
-    engine = _engine(url)
+    engine = make_engine(url)
     try:
-        with _explained(engine):
-            _migrate(engine)
+        with explained(engine):
+            migrate(engine)
     except BaseException:
         engine.dispose()
         raise
@@ -227,11 +227,11 @@ class SqlClaimStore:
     @contextmanager
     def _writing(self) -> Iterator[Connection]:
         engine = self._engine.execution_options(**{_WRITING: True})
-        with _explained(engine), engine.begin() as connection:
+        with explained(engine), engine.begin() as connection:
             yield connection
 
     def _rows(self, query: sa.Select[Any]) -> list[dict[str, Any]]:
-        with _explained(self._engine), self._engine.connect() as connection:
+        with explained(self._engine), self._engine.connect() as connection:
             return [dict(row) for row in connection.execute(query).mappings()]
 
     def _prune(self, connection: Connection) -> None:
@@ -402,7 +402,12 @@ def _insert_once(
 # ----------------------------------------------------------------------------------- the database
 
 
-def _engine(url: str) -> Engine:
+def make_engine(url: str) -> Engine:
+    """An engine that speaks to a database as the store does.
+
+    Raises:
+        StoreError: when the address is none, or its driver is missing.
+    """
     # The driver is ours to choose; people write the address that every tool takes.
     address = url.replace("postgresql://", "postgresql+psycopg://", 1)
     try:
@@ -435,27 +440,46 @@ def _engine(url: str) -> Engine:
     return engine
 
 
-def _migrate(engine: Engine) -> None:
-    config = alembic.config.Config()
-    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+def migrate(engine: Engine, revision: str = "head") -> None:
+    """Bring the schema up to a revision; to the newest one, which alone the store can use.
+
+    Raises:
+        StoreError: when a newer version has written it.
+    """
+    config = _alembic()
     with engine.execution_options(**{_WRITING: True}).begin() as connection:
         if engine.dialect.name == "postgresql":
             connection.execute(sa.text("SELECT pg_advisory_xact_lock(:n)"), {"n": _LOCK})
-        current = MigrationContext.configure(connection).get_current_revision()
-        script = ScriptDirectory.from_config(config)
-        known = {one.revision for one in script.walk_revisions()}
-        if current is not None and current not in known:
-            raise StoreError(
-                f"the store was written by a newer version (schema {current}); upgrade "
-                "interlatent-live, or set console.store to another database"
-            )
-        if current != script.get_current_head():
+        current = known_revision(connection)
+        if current != ScriptDirectory.from_config(config).get_current_head():
             config.attributes["connection"] = connection
-            alembic.command.upgrade(config, "head")
+            alembic.command.upgrade(config, revision)
+
+
+def known_revision(connection: Connection) -> str | None:
+    """The schema of a database; ``None`` where no store is.
+
+    Raises:
+        StoreError: when it is of a newer version.
+    """
+    current = MigrationContext.configure(connection).get_current_revision()
+    script = ScriptDirectory.from_config(_alembic())
+    if current is not None and current not in {one.revision for one in script.walk_revisions()}:
+        raise StoreError(
+            f"the store was written by a newer version (schema {current}); upgrade "
+            "interlatent-live, or set console.store to another database"
+        )
+    return current
+
+
+def _alembic() -> alembic.config.Config:
+    config = alembic.config.Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    return config
 
 
 @contextmanager
-def _explained(engine: Engine) -> Iterator[None]:
+def explained(engine: Engine) -> Iterator[None]:
     """Turn the database's errors into a sentence; the address's password is never in it."""
     try:
         yield
