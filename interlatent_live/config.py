@@ -317,6 +317,8 @@ class ConsoleSettings(_Section):
     """Sums of steps kept to compare metrics before interventions and meanwhile."""
     recordings: Path | None = None
     """Folder of the recordings that the page may show; none: the one of recorder.folder, if any."""
+    branches: Path | None = None
+    """Folder of branches that the page shows and plays to; none: branches in the state folder."""
 
 
 class ControlSettings(_Section):

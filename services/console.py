@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from interlatent_live.console.app import TOPICS, Sources, make_app
 from interlatent_live.console.asking import Asking
 from interlatent_live.console.audit_view import AuditView
+from interlatent_live.console.branches import BranchFolder, BranchJobs
 from interlatent_live.console.broadcast import Broadcast
 from interlatent_live.console.control_link import ControlLink
 from interlatent_live.console.history import StepHistory
@@ -26,7 +27,7 @@ from interlatent_live.console.recordings_routes import RecordingReader
 from interlatent_live.console.secrets import load_token, request_key, state_folder
 from interlatent_live.console.serving import HttpServer
 from interlatent_live.console.sessions import Sessions
-from interlatent_live.console.state import store_url
+from interlatent_live.console.state import branch_folder, store_url
 from interlatent_live.console.users import Users
 from interlatent_live.control.wire import control_key
 from interlatent_live.explanations.requests import open_answer, seal
@@ -42,6 +43,7 @@ from interlatent_live.stream import FeatureBatch
 from interlatent_live.wire.keys import ServerKeys
 from interlatent_live.wire.security import Domain
 from interlatent_live.wire.sockets import receive_from, receive_message, send_message
+from interlatent_live.zoo.entry import DATA
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -109,6 +111,10 @@ def serve(settings: Settings) -> None:
         )
         folder = settings.console.recordings or settings.recorder.folder
         recordings = None if folder is None else RecordingReader(folder)
+        branches = branch_folder(settings)
+        jobs = BranchJobs(
+            branches, DATA / "policies", (*settings.encoder.transcoders, DATA / "transcoders")
+        )
         sources = Sources(
             store,
             broadcast,
@@ -123,6 +129,7 @@ def serve(settings: Settings) -> None:
             history,
             pictures,
             recordings=recordings,
+            branches=(BranchFolder(branches), jobs),
         )
         try:
             with explained("the console", address, "console.http"):
@@ -145,6 +152,7 @@ def serve(settings: Settings) -> None:
                     if not server.alive:
                         raise RuntimeError("the HTTP server has ended by itself")
         finally:
+            jobs.close()
             if recordings is not None:
                 recordings.close()
             explainer.close()

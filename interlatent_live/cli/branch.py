@@ -18,7 +18,6 @@ def branch(
     feature: Annotated[
         list[int], typer.Option("--feature", "-f", help="Which; give it once per feature.", min=0)
     ],
-    out: Annotated[Path, typer.Option(help="JSON file; the plot lies beside it as .svg.")],
     steer: Annotated[float | None, typer.Option(help="What is added to each feature.")] = None,
     clamp: Annotated[
         float | None, typer.Option(help="What each feature is held at.", min=0.0)
@@ -38,6 +37,14 @@ def branch(
     lasts: Annotated[
         int | None, typer.Option(help="Steps the intervention lasts; all without it.", min=1)
     ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="JSON file; the plot lies beside it as .svg. "
+            "[default: a new one in the folder of branches that the console's page shows]"
+        ),
+    ] = None,
+    plot: Annotated[bool, typer.Option("--plot/--no-plot", help="Draw it as .svg too.")] = True,
 ) -> None:
     """Play on from a cloned moment with and without an intervention, and show both.
 
@@ -46,9 +53,13 @@ def branch(
     Example: interlatent-live branch walker2d -t transcoders/walker -f 12 --steer 2 --out b.json
     """
     import json
+    import re
+    import time
 
     import gymnasium
 
+    from interlatent_live.config import load_settings
+    from interlatent_live.console.state import branch_folder
     from interlatent_live.errors import UserError
     from interlatent_live.interventions.branches.branching import branch as play
     from interlatent_live.interventions.branches.branching import describe
@@ -89,10 +100,14 @@ def branch(
         "lasts": lasts,
         **result.as_json(),
     }
+    what = f"{asked[0][0]} {', '.join(map(str, feature))} at {hook_point}"
+    if out is None:
+        stem = re.sub(r"[^\w.-]+", "-", f"{acting.name} {what} seed {seed} step {at}")
+        out = branch_folder(load_settings()) / f"{stem}-{time.time_ns() // 10**6}.json"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    title = f"{acting.name}: {asked[0][0]} {', '.join(map(str, feature))} at {hook_point}"
-    draw(result, title, out.with_suffix(".svg"))
+    if plot:
+        draw(result, f"{acting.name}: {what}", out.with_suffix(".svg"))
     first = result.first_other_action
     print(
         "the actions stay the same"
@@ -101,4 +116,4 @@ def branch(
     )
     for name, track in document["branches"].items():
         print(f"{name}: return {track['return']:.4g} in {track['steps']} steps {track['ended']}")
-    print(f"all of it: {out} and {out.with_suffix('.svg')}")
+    print(f"all of it: {out}" + (f" and {out.with_suffix('.svg')}" if plot else ""))

@@ -36,6 +36,7 @@ from interlatent_live.console.bodies import (  # noqa: TC001 - FastAPI reads ann
     CorrectionBody,
     WordingBody,
 )
+from interlatent_live.console.branches_routes import router as branches_router
 from interlatent_live.console.built_page import built_page, page_router
 from interlatent_live.console.comparison import router as comparison_router
 from interlatent_live.console.control_routes import ControlDoor
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
 
     from interlatent_live.console.asking import Asking
     from interlatent_live.console.audit_view import AuditView
+    from interlatent_live.console.branches import BranchFolder, BranchJobs
     from interlatent_live.console.broadcast import Broadcast
     from interlatent_live.console.control_link import ControlLink
     from interlatent_live.console.history import StepHistory
@@ -104,6 +106,8 @@ class Sources:
     """What agents look at; None: no pictures are taken."""
     recordings: RecordingReader | None = None
     """Reads recordings; None: there is no folder of them."""
+    branches: tuple[BranchFolder, BranchJobs] | None = None
+    """Branches that were played, and who plays new ones; None: neither."""
 
 
 def make_app(sources: Sources) -> FastAPI:
@@ -134,6 +138,8 @@ def make_app(sources: Sources) -> FastAPI:
         app.include_router(pictures_router(sources.pictures), prefix=PREFIX)
     if sources.recordings is not None:
         app.include_router(recordings_router(sources.recordings), prefix=PREFIX)
+    if sources.branches is not None:
+        app.include_router(branches_router(*sources.branches, access), prefix=PREFIX)
     app.include_router(statistics_router(sources.statistics), prefix=f"{PREFIX}/statistics")
     app.include_router(_live(sources.live, door), prefix=PREFIX)
     app.include_router(page_router(built_page()))

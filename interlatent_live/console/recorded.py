@@ -144,7 +144,8 @@ class RecordedFolder:
 
     def _streams(self, name: str) -> list[dict[str, Any]]:
         found: dict[str, dict[str, Any]] = {}
-        for info in self._get(name).recording.streams.values():
+        recording = self._get(name).recording
+        for info in recording.streams.values():
             manifest = info.manifest
             if manifest is None:
                 continue
@@ -164,6 +165,7 @@ class RecordedFolder:
                     {"name": one.name, "transcoder": info.transcoders.get(one.name, "")}
                     for one in manifest.hook_points
                 ],
+                "pictures": _PICTURE + manifest.boot_id in recording.topics,
             }
         return list(found.values())
 

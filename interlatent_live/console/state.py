@@ -24,6 +24,15 @@ def store_url(settings: Settings) -> str:
     return settings.console.store or f"{_SQLITE}{state_folder(settings) / 'store.sqlite3'}"
 
 
+def branch_folder(settings: Settings) -> Path:
+    """Where branches are read, and played to: as configured, or in the state folder.
+
+    Raises:
+        UserError: when the state folder cannot be made.
+    """
+    return settings.console.branches or state_folder(settings) / "branches"
+
+
 def existing_store(settings: Settings) -> SqlClaimStore | None:
     """The store, if there is one already; ``None`` before any console has run here.
 

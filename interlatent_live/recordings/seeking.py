@@ -74,6 +74,11 @@ class SeekableRecording(_Scan):
         """When the last message that is complete was recorded."""
         return max(one.last_ns for one in self.places[-8:]) if self.places else None
 
+    @property
+    def topics(self) -> set[str]:
+        """Topics of all channels that were met."""
+        return {one.topic for one in self._channels.values()}
+
     def index(self, within_s: float = float("inf")) -> bool:
         """Go through what was not gone through before, for at most so long; returns ``indexed``.
 

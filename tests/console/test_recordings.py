@@ -18,58 +18,17 @@ from interlatent_live.console.recorded import NotThereError, RecordedFolder
 from interlatent_live.console.recordings_routes import RecordingReader
 from interlatent_live.errors import UserError
 from interlatent_live.explanations.predicates import PredicateError
-from interlatent_live.recordings import RecordingWriter
 from interlatent_live.recordings.seeking import SeekableRecording
 from interlatent_live.wire.codec import encode
-from interlatent_live.wire.messages import Document, Hello, Picture
 from tests.support.console import RunningConsole
-from tests.support.feature_stream import HOOK, HZ, START_NS, TRANSCODERS, manifest, message
-
-ROWS = 1000
-NAME = "one.mcap"
-RUN = "run-1"
-LATE_NS = 3_000_000_000
-"""The recorder's clock beside the agent's."""
-JPEG = b"\xff\xd8\xff" + b"picture"
-
-
-def claim(verdict, index=3):
-    return {"address": f"{HOOK}/{index}@x", "label": "high", "verdict": verdict, "version": 1}
-
-
-def write(path, *, rows=ROWS, close=True):
-    """A recording of ``rows`` rows in chunks of a second, with words, and a picture at 4 s."""
-    writer = RecordingWriter(path, chunk_seconds=1e9)
-
-    def put(one, time_ns):
-        writer.write(encode(one), time_ns=time_ns, message=one)
-
-    put(Hello(manifest(), transcoders=TRANSCODERS), START_NS + LATE_NS)
-    for first in range(0, rows, 10):
-        seconds = (first + 9) / HZ
-        now = START_NS + LATE_NS + int(seconds * 1e9)
-        put(message(first), now)
-        if first % 100 == 0:
-            said = {"run_id": RUN, "agent": "lander", "env": 0, "episode": first // 25, "lines": []}
-            put(Document("narration", "explainer", said), now)
-        if first in {0, 500}:
-            claims = [claim("pending" if first == 0 else "verified"), claim("weak", 4)]
-            said = {"run_id": RUN, "hook_point": HOOK, "claims": claims}
-            put(Document("claims", "explainer", said), now)
-        if first == 200:
-            put(Picture("boot-1", first, 0, 4, 4, JPEG), now)
-        if first % 50 == 40:
-            writer.flush()
-    writer.flush()
-    if close:
-        writer.close()
-    return writer
+from tests.support.feature_stream import HOOK, HZ, START_NS, message
+from tests.support.recorded import JPEG, LATE_NS, NAME, ROWS, RUN, write_recording
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("recordings")
-    write(path / NAME)
+    write_recording(path / NAME)
     return path
 
 
@@ -87,6 +46,7 @@ def test_a_listing_says_what_each_recording_is(recorded):
     assert one["seconds"] == pytest.approx((ROWS - 1) / HZ, abs=0.01)
     (stream,) = recorded.described(NAME)["streams"]
     assert stream["run_id"] == RUN
+    assert stream["pictures"]
     assert stream["hook_points"][0]["name"] == HOOK
     assert next(metric["name"] for metric in stream["metrics"]) == "height"
 
@@ -196,7 +156,7 @@ def test_a_mistake_in_a_predicate_has_a_place(recorded):
 
 
 def test_a_recording_that_grows_is_read_on(tmp_path):
-    writer = write(tmp_path / NAME, rows=500, close=False)
+    writer = write_recording(tmp_path / NAME, rows=500, close=False)
     recorded = RecordedFolder(tmp_path)
     before = recorded.listing()["items"][0]
     assert not before["complete"]
@@ -245,7 +205,7 @@ def test_only_plain_files_of_the_folder_are_read(tmp_path, name):
 
 
 def test_damage_is_said_and_what_comes_before_is_shown(tmp_path):
-    write(tmp_path / NAME)
+    write_recording(tmp_path / NAME)
     data = bytearray((tmp_path / NAME).read_bytes())
     one = SeekableRecording(tmp_path / NAME)
     one.index()

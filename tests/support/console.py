@@ -22,7 +22,7 @@ class RunningConsole:
 
     def __init__(
         self, folder, *, address="127.0.0.1:0", most_events=50, control=None, sessions=None,
-        audit=None, recordings=None,
+        audit=None, recordings=None, branches=None,
     ):  # fmt: skip
         self.store = open_store(f"sqlite:///{folder}/store.sqlite3")
         self.broadcast = Broadcast(most_events=most_events)
@@ -32,7 +32,7 @@ class RunningConsole:
         live = LiveHub()
         sources = Sources(
             self.store, self.broadcast, live, self.asking, TOKEN, None, self._health,
-            sessions, control, audit, recordings=recordings,
+            sessions, control, audit, recordings=recordings, branches=branches,
         )  # fmt: skip
         self._control = control
         endless = (self.broadcast, live) if control is None else (self.broadcast, live, control)

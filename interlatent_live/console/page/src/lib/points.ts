@@ -87,8 +87,9 @@ export class History {
     return Math.min(this.total, this.size);
   }
 
-  take(points: Points): void {
-    for (let row = 0; row < points.count; row++) {
+  /** Take points in, or those from row `from` to before row `to` of them. */
+  take(points: Points, from = 0, to = points.count): void {
+    for (let row = from; row < to; row++) {
       const at = this.total % this.size;
       this.time[at] = points.time[row]!;
       this.t[at] = points.t[row]!;
@@ -98,10 +99,10 @@ export class History {
       for (let m = 0; m < this.metrics.length; m++) {
         this.metrics[m]![at] = points.values[row * points.metrics + m]!;
       }
-      const from = points.indptr[row]!;
-      const to = points.indptr[row + 1]!;
-      this.features[at] = points.index.slice(from, to);
-      this.activations[at] = points.activation.slice(from, to);
+      const first = points.indptr[row]!;
+      const last = points.indptr[row + 1]!;
+      this.features[at] = points.index.slice(first, last);
+      this.activations[at] = points.activation.slice(first, last);
       this.total += 1;
       this.steps += points.steps[row]!;
     }
