@@ -1,13 +1,14 @@
 """Writes constraints.txt: every package that the development environment needs, as installed here.
 
 Run it in an environment in which the tests have passed: ``python .ci/constraints.py``. Only what
-``interlatent-live[dev]`` asks for, directly or not, is pinned; whatever else lies in the
-environment is not. ``--check`` says what has changed instead of writing.
+pyproject.toml asks for with the extras of tests and documentation, directly or not, is pinned;
+whatever else lies in the environment is not. ``--check`` says what has changed instead of writing.
 """
 
 from __future__ import annotations
 
 import sys
+import tomllib
 from importlib import metadata
 from pathlib import Path
 
@@ -24,10 +25,28 @@ HEADER = (
 )
 
 
-def closure(name: str, extras: frozenset[str]) -> dict[str, str]:
-    """Versions, by canonical name, of all that ``name[extras]`` needs and that is installed."""
+EXTRAS = frozenset({"dev", "operations", "site", "postgres"})
+"""With what ``dev`` names: atari, box2d, highway, mujoco, pictures, plots, sb3."""
+
+
+def asked_for(extras: frozenset[str]) -> list[tuple[str, frozenset[str]]]:
+    """What the project asks for with some of its extras: by the file, not as it was installed."""
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        project = tomllib.load(file)["project"]
+    optional = project["optional-dependencies"]
+    lines = [*project["dependencies"], *(one for extra in extras for one in optional[extra])]
+    found: list[tuple[str, frozenset[str]]] = []
+    for requirement in map(Requirement, lines):
+        if requirement.name == project["name"]:
+            found += asked_for(frozenset(requirement.extras))
+        else:
+            found.append((requirement.name, frozenset(requirement.extras)))
+    return found
+
+
+def closure(todo: list[tuple[str, frozenset[str]]]) -> dict[str, str]:
+    """Versions, by canonical name, of what is asked for and all that it needs, where installed."""
     found: dict[str, str] = {}
-    todo = [(name, extras)]
     seen: set[tuple[str, frozenset[str]]] = set()
     while todo:
         current, wanted = todo.pop()
@@ -38,8 +57,7 @@ def closure(name: str, extras: frozenset[str]) -> dict[str, str]:
             package = metadata.distribution(current)
         except metadata.PackageNotFoundError:
             continue
-        if current != name:
-            found[canonicalize_name(current)] = Version(package.version).public
+        found[canonicalize_name(current)] = Version(package.version).public
         for line in package.requires or []:
             requirement = Requirement(line)
             marker = requirement.marker
@@ -50,7 +68,7 @@ def closure(name: str, extras: frozenset[str]) -> dict[str, str]:
 
 def main() -> int:
     """Write, or check; 1 when a check finds a difference."""
-    versions = closure("interlatent-live", frozenset({"dev"}))
+    versions = closure(asked_for(EXTRAS))
     text = HEADER + "".join(f"{name}=={version}\n" for name, version in versions.items())
     if sys.argv[1:] != ["--check"]:
         FILE.write_text(text, encoding="utf-8")

@@ -87,7 +87,7 @@ def test_the_page_of_commands_is_theirs() -> None:
 
 def test_the_constraints_are_what_is_installed_here() -> None:
     constraints = load("constraints")
-    versions = constraints.closure("interlatent-live", frozenset({"dev"}))
+    versions = constraints.closure(constraints.asked_for(constraints.EXTRAS))
     pinned = dict(
         line.split("==")
         for line in constraints.FILE.read_text(encoding="utf-8").splitlines()
