@@ -37,7 +37,7 @@ MESSAGES_PER_TURN: Final = 256
 FORGET_AFTER_S: Final = 30.0
 CHECK_EVERY_S: Final = 1.0
 HELD: Final = 64
-"""Hellos of one connection that wait for a shard."""
+"""Messages of one connection that are kept until a shard has answered."""
 TUNING: Final = SocketTuning(send_queue=4096, receive_queue=4096)
 """Credit bounds what is under way; a queue that is full would lose it, counted."""
 
@@ -50,7 +50,9 @@ class _Peer:
     heard: float
     holder: Claim | None = None
     back: zmq.Socket[bytes] | None = None
+    answered: bool = False
     held: list[list[bytes | memoryview]] = field(default_factory=list)
+    """What was said before there was an answer: for the shard that comes."""
 
 
 class AgentRelay:
@@ -96,6 +98,7 @@ class AgentRelay:
             self._from_agent(received)
         for socket in [one for one in self._backs if one in ready]:
             peer = self._backs[socket]
+            peer.answered, peer.held = True, []
             for _ in range(MESSAGES_PER_TURN):
                 frames = receive_message(socket)
                 if frames is None:
@@ -111,11 +114,12 @@ class AgentRelay:
         for peer in tuple(self._peers.values()):
             holder = self._leases.holder(peer.slot)
             if holder is not peer.holder and not _same(holder, peer.holder):
-                if peer.holder is None:
-                    self._attach(peer)
-                else:
+                if peer.answered:
                     self._unknown(peer.identity)
                     self._forget(peer)
+                else:
+                    self._detach(peer)
+                    self._attach(peer)
 
     def close(self) -> None:
         """Close every socket."""
@@ -132,10 +136,10 @@ class AgentRelay:
         if peer is None:
             return
         peer.heard = time.monotonic()
+        if not peer.answered and len(peer.held) < HELD:
+            peer.held.append([bytes(frame) for frame in received.frames])
         if peer.back is not None:
             send_message(peer.back, received.frames)
-        elif len(peer.held) < HELD:
-            peer.held.append([bytes(frame) for frame in received.frames])
 
     def _hello(self, received: Received, peer: _Peer | None) -> _Peer | None:
         """Whose connection this is; ``None`` when the hello is refused."""
@@ -173,14 +177,17 @@ class AgentRelay:
         self._poller.register(peer.back, 1)
         for frames in peer.held:
             send_message(peer.back, frames)
-        peer.held.clear()
 
-    def _forget(self, peer: _Peer) -> None:
-        del self._peers[peer.identity]
+    def _detach(self, peer: _Peer) -> None:
         if peer.back is not None:
             self._poller.unregister(peer.back)
             del self._backs[peer.back]
             peer.back.close()
+            peer.back = None
+
+    def _forget(self, peer: _Peer) -> None:
+        del self._peers[peer.identity]
+        self._detach(peer)
 
     def _check(self, now: float) -> None:
         """Let go of connections that are silent, or whose key was revoked."""

@@ -8,7 +8,7 @@ those of any service.
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from interlatent_live.feed.client import FeedClient
 from interlatent_live.feed.documents import (
@@ -20,10 +20,10 @@ from interlatent_live.feed.documents import (
     agents_that_fit,
 )
 from interlatent_live.logs import get_logger
-from interlatent_live.services.encoder import STATUS_BYTES
 from interlatent_live.services.publishing import FeedPublisher
 from interlatent_live.stream import FeatureBatch
 from interlatent_live.wire.codec import encode_features
+from interlatent_live.wire.limits import DEFAULT_LIMITS
 
 if TYPE_CHECKING:
     from interlatent_live.config import Settings
@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from interlatent_live.services.network import Network
     from interlatent_live.wire.keys import ClientKeys
 
-DOCUMENTS = (Topic.AGENTS, Topic.PROFILES, Topic.ALERTS)
+STATUS_BYTES: Final = DEFAULT_LIMITS.document_bytes * 3 // 4
+"""Of the agents in a list; the rest of the document is for what the encoders say of themselves."""
+DOCUMENTS: Final = (Topic.AGENTS, Topic.PROFILES, Topic.ALERTS)
 
 Start = tuple[str, int]
 """A start of a shard: its name and its epoch."""
@@ -98,7 +100,7 @@ class FeedMerger:
             return
         if not self._leases.admits(*start, value.run_id):
             self.fenced += 1
-            self._log.info("fenced", shard=start[0], epoch=start[1], run=value.run_id)
+            self._log.debug("fenced", shard=start[0], epoch=start[1], run=value.run_id)
         elif isinstance(value, FeatureBatch):
             self._encoder.forward(event.topic, encode_features(value, sent_ns=value.encoded_ns))
         elif isinstance(value, ProfilesDocument):

@@ -60,3 +60,49 @@ def test_up_starts_everything_and_ends_it(number: signal.Signals, tmp_path: Path
         assert not any(event["event"] == "killed" for event in events)
     finally:
         process.kill()
+
+
+@pytest.mark.slow
+def test_up_with_shards_looks_like_a_system_without(tmp_path: Path) -> None:
+    flags = {"console.state": str(tmp_path / "state")}
+    settings = on_free_ports(resolve(flags=flags, environment={}).settings)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "interlatent_live", "up", "--shards", "2"],
+        env={**os.environ, **settings.environment(), "OMP_NUM_THREADS": "1"},
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("up: agents connect to ")
+        children = psutil.Process(process.pid).children(recursive=True)
+        for name in SERVICES:
+            base = f"http://{settings.endpoints.health(name)}"
+            with urllib.request.urlopen(f"{base}/healthz", timeout=20) as answer:
+                assert json.loads(answer.read())["ready"] is True
+        with urllib.request.urlopen(
+            f"http://{settings.endpoints.encoder_health}/metrics", timeout=20
+        ) as answer:
+            assert b"interlatent_gateway_shards 2.0" in answer.read()
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+        assert process.returncode == 0
+        assert not any(child.is_running() for child in children)
+    finally:
+        process.kill()
+
+
+@pytest.mark.parametrize("words", [("--ray-address", "h:1"), ("--gpus", "1")])
+def test_what_is_for_ray_is_refused_without_it(words: tuple[str, ...], tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "interlatent_live", "up", *words],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == 2
+    assert "are for --engine ray" in done.stderr

@@ -189,6 +189,20 @@ def test_agents_reach_the_shard_of_their_run_and_are_told_when_it_is_another(sta
     agent.close()
 
 
+def test_an_agent_that_nobody_has_answered_is_handed_to_the_next_start(stage):
+    gone = stage.shard("shard-0", 1)  # as one whose node died: it claims no more and answers nobody
+    stage.until(lambda: gone.claimant.verdict)
+    agent = stage.network.dealer(stage.settings.endpoints.agents)
+    send_message(agent, encode_hello(manifest(run="run-1")))
+    stage.until(lambda: stage.gateway.agents.connections == 1)
+    stage.shards.remove(gone)
+    successor = stage.shard("shard-0", 2)
+    got = stage.until(lambda: receive_from(successor.agents, protected=False))
+    assert decode(got.frames).manifest == manifest(run="run-1")
+    assert receive_message(agent) is None
+    agent.close()
+
+
 def run_item(run):
     return m.RunItem(
         run_id=run, agent="a", environment="", policy_hash="", boots=1, rows=1, ended=False,

@@ -53,10 +53,6 @@ class Sharded(PlainSystem):
             except (UserError, IndexError):
                 return 0
 
-    def missing(self, run_id) -> int:
-        with self.statistics() as client:
-            return client.hook_points(run=run_id).items[0].source.missing
-
 
 class Herd:
     """Walkers that walk at once, each in a thread with a tap of its own."""

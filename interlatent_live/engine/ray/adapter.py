@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import queue
+import signal
 import threading
 import time
 from contextlib import suppress
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 PLACED_WITHIN_S: Final = 60.0
 """Longest that a service waits for a node with room, before it is tried again."""
 NEWS_EVERY_S: Final = 1.0
+OWN_CLUSTER: Final = {"worker_niceness": 0}
+"""Ray's 15 would put every service behind all else on the machine; their niceness is their own."""
 LOST: Final = -9
 """Exit status of a process whose node is gone."""
 
@@ -221,10 +224,20 @@ def connect(address: str | None) -> tuple[Any, bool]:
         ) from error
     if ray.is_initialized():
         return ray, False
+    before = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            # Of a cluster that is there already, they are for whoever started it to set.
+            _system_config=dict(OWN_CLUSTER) if address is None else None,
+        )
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UserError(
             f"no Ray cluster can be used at {address or 'this machine'}: {error}"
         ) from error
+    if threading.current_thread() is threading.main_thread():
+        # Ray ends the process on SIGTERM in a way of its own; stopping in order is ours.
+        signal.signal(signal.SIGTERM, before)
     return ray, address is None
