@@ -98,6 +98,9 @@ class Console(System):
 class Demo(Console):
     """The demo's agent and services, and every step of copy 0 as the encoder published it."""
 
+    shadow = False
+    """Whether the agent has one."""
+
     def __init__(self, **flags):
         super().__init__(**{"explainer.calibration": RECORDINGS / "cartpole.mcap", **flags})
         self.metrics: dict[tuple[int, int], list[float]] = {}
@@ -119,6 +122,7 @@ class Demo(Console):
                     self.settings.endpoints.control,
                     "--report",
                     str(self.state_folder / "agent.json"),
+                    *(("--explainer", self.explainer) if self.shadow else ()),
                     *DemoOptions(steps=10_000_000, copies=4, hz=STEPS_S).agent_arguments(),
                 ),
                 environment=self.settings.environment(),
@@ -133,6 +137,10 @@ class Demo(Console):
         self._ended.set()
         self._listener.join()
         super().__exit__(*error)
+
+    @property
+    def explainer(self):
+        return self.settings.endpoints.explainer_requests
 
     def _listen(self):
         with FeedClient([self.settings.endpoints.encoder_feed], (Topic.FEATURES,)) as client:
