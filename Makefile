@@ -1,7 +1,7 @@
 # The tasks of development; `make` lists them. CI runs .ci/run, which does the same from nothing.
 BIN ?= .venv/bin
 
-.PHONY: help install format lint types test slow peers page browser operations site figures docs constraints demo
+.PHONY: help install format lint types test slow peers page browser operations ray site figures docs constraints demo
 
 help:           ## list the tasks
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 14
@@ -23,7 +23,7 @@ types:          ## check the types
 	$(BIN)/mypy tests .ci
 
 test:           ## run the default tests
-	$(BIN)/pytest
+	$(BIN)/pytest -n auto --dist loadfile
 
 slow:           ## run the slow tests and those that inject faults
 	$(BIN)/pytest -m "slow or chaos"
@@ -41,6 +41,10 @@ browser:        ## look at the page with a real Chromium
 operations:     ## check what operators deploy, with Prometheus, linters and schemas
 	$(BIN)/pip install -c constraints.txt -e ".[operations,site]"
 	$(BIN)/pytest -m operations
+
+ray:            ## test shards on a Ray cluster of several nodes, one of which dies
+	$(BIN)/pip install -c constraints.txt -e ".[ray]"
+	$(BIN)/pytest -m ray
 
 figures:        ## refresh the figures in the documents from committed reports
 	$(BIN)/python .ci/figures.py
