@@ -31,7 +31,7 @@ from interlatent_live.explanations.why_relay import (
 from interlatent_live.wire.sockets import connect_dealer, receive_message, send_message
 
 if TYPE_CHECKING:
-    from interlatent_live.agent.shadow_values import MeasuredFeature, ShadowWorker
+    from interlatent_live.agent.shadow_values import Explains, MeasuredFeature
     from interlatent_live.explanations.requests import Incoming
     from interlatent_live.explanations.scores import Interval
     from interlatent_live.wire.keys import ClientKeys
@@ -66,7 +66,7 @@ class ShadowLink:
     ) -> None:
         self._endpoint, self._key, self._keys = endpoint, key, keys
         self._agent, self._run_id, self._actions = agent, run_id, actions
-        self.worker: ShadowWorker | None = None
+        self.worker: Explains | None = None
         """Who is asked; from when it is set."""
         self._here_at = 0.0
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None

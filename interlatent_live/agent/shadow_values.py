@@ -100,7 +100,20 @@ Answered = Callable[[str, "dict[str, Any] | None", str, str], None]
 """Told the question's id, the account, or why there is none: a word and a sentence."""
 
 
-class ShadowWorker(Protocol):
+class Explains(Protocol):
+    """Who takes decisions apart, or says why not."""
+
+    @property
+    def cannot_explain(self) -> str:
+        """Why it takes no decision apart, and what to do about it; empty where it does."""
+        ...
+
+    def explain(self, question: WhyQuestion, answered: Answered) -> None:
+        """Have a decision taken apart; on the shadow's own thread, where the answer comes too."""
+        ...
+
+
+class ShadowWorker(Explains, Protocol):
     """What ``tap.shadow`` is, wherever it measures."""
 
     @property
@@ -118,17 +131,8 @@ class ShadowWorker(Protocol):
         """Why it measures on a thread of the agent; empty where it has a process of its own."""
         ...
 
-    @property
-    def cannot_explain(self) -> str:
-        """Why it takes no decision apart, and what to do about it; empty where it does."""
-        ...
-
     def reports(self) -> tuple[MeasuredFeature, ...]:
         """What was measured so far, the newest of each feature."""
-        ...
-
-    def explain(self, question: WhyQuestion, answered: Answered) -> None:
-        """Have a decision taken apart; on the shadow's own thread, where the answer comes too."""
         ...
 
     def close(self) -> None:
