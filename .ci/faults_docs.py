@@ -37,8 +37,7 @@ within a minute.
   intervals. "Unchanged" is at most 5 and 50: a goal, which does not fail the command.
 - **floor**: the p99 figure of *another* tap nobody listens to, measured against the first one in
   the same rounds: what "nothing changed" looks like on this machine. Where it is above 50, this run
-  cannot show that the bound holds, whatever the tap costs. "–" in a run from before it was
-  measured.
+  cannot show that the bound holds, whatever the tap costs.
 - **sent, lost**: steps that the agent took, and those that it declared lost; the encoder
   acknowledged the others.
 - **at end**: steps that the last consumer was told are lost; the others reached it. An encoder
