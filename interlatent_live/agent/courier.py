@@ -57,7 +57,7 @@ LONGEST_S: Final = 0.05
 REST: Final = 40
 """A pause is at least so many times as long as the processor time of a turn, in the mean of about
 the last ten: one turn that was interrupted makes no long pause."""
-RESTED_S: Final = 0.012
+RESTED_S: Final = 0.01
 """Longest pause for the sake of the processor, for each tap: steps must become features within
 20 ms where there is one."""
 RESTED_BUSY_S: Final = 0.05
