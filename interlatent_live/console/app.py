@@ -39,6 +39,7 @@ from interlatent_live.console.bodies import (  # noqa: TC001 - FastAPI reads ann
 from interlatent_live.console.branches_routes import router as branches_router
 from interlatent_live.console.built_page import built_page, page_router
 from interlatent_live.console.comparison import router as comparison_router
+from interlatent_live.console.conditions import router as conditions_router
 from interlatent_live.console.control_routes import ControlDoor
 from interlatent_live.console.control_routes import router as control_router
 from interlatent_live.console.feed_socket import serve_feed
@@ -134,6 +135,7 @@ def make_app(sources: Sources) -> FastAPI:
         app.include_router(audit_router(sources.audit), prefix=PREFIX)
     if sources.history is not None:
         app.include_router(comparison_router(sources.history), prefix=PREFIX)
+        app.include_router(conditions_router(sources.history), prefix=PREFIX)
     if sources.pictures is not None:
         app.include_router(pictures_router(sources.pictures), prefix=PREFIX)
     if sources.recordings is not None:

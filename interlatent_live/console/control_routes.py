@@ -30,7 +30,7 @@ from interlatent_live.control.commands import (
 )
 from interlatent_live.control.wire import Second, Submit
 from interlatent_live.errors import UserError
-from interlatent_live.interventions.values import Intervention, Kind
+from interlatent_live.interventions.values import FeatureCondition, Intervention, Kind
 
 if TYPE_CHECKING:
     from interlatent_live.console.control_link import ControlView
@@ -44,6 +44,16 @@ UNLIMITED: Final = frozenset({Operation.STOP, Operation.HOLD, Operation.REVERT})
 Lease = Annotated[str, Field(pattern=r"^[0-9A-Za-z_-]{0,56}$")]
 
 
+class WhileBody(BaseModel):
+    """A condition on a feature of the same transcoder: above a threshold, or not above it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    feature: Annotated[int, Field(ge=0, lt=2**31)]
+    threshold: Annotated[float, Field(allow_inf_nan=False)] = 0.0
+    above: bool = True
+
+
 class ChangeBody(BaseModel):
     """One change of one feature."""
 
@@ -55,6 +65,8 @@ class ChangeBody(BaseModel):
     value: Annotated[float, Field(allow_inf_nan=False)] = 0.0
     condition: Annotated[str, Field(max_length=1000)] | None = None
     """Predicate over metrics; empty or null: always."""
+    while_feature: WhileBody | None = None
+    """Condition on a feature of the row; with both, both must hold."""
     max_norm: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """Bound on ‖Δy‖₂; null: the agent's own."""
     transcoder: Annotated[str, Field(max_length=200)] | None = None
@@ -313,7 +325,13 @@ def _command(caller: Caller, body: CommandBody, agent: AgentShown | None) -> Com
             raise UserError(
                 f"the agent offers no interventions at {one.hook_point!r}; it offers: {known}"
             )
-        item = Intervention(one.feature, one.kind, one.value, predicate=one.condition or None)
+        item = Intervention(
+            one.feature,
+            one.kind,
+            one.value,
+            condition=_condition(one.while_feature),
+            predicate=one.condition or None,
+        )
         changes.append(
             Change(
                 one.hook_point,
@@ -335,6 +353,10 @@ def _command(caller: Caller, body: CommandBody, agent: AgentShown | None) -> Com
         dry_run=body.dry_run,
         action=body.action,
     )
+
+
+def _condition(body: WhileBody | None) -> FeatureCondition | None:
+    return None if body is None else FeatureCondition(body.feature, body.threshold, body.above)
 
 
 def _renewal(caller: Caller, page: str) -> Command:

@@ -398,6 +398,15 @@ class Parts(msgspec.Struct, frozen=True, kw_only=True):
     """Between agent copies."""
 
 
+class HistogramItem(msgspec.Struct, frozen=True, kw_only=True):
+    """Activations when on, in bars of equal width from 0."""
+
+    edges: list[float]
+    """One more than bars."""
+    counts: list[float]
+    """Not whole where a bin of the sketch lies across an edge."""
+
+
 class ProfileAnswer(Answer, frozen=True, kw_only=True, tag="profile"):
     """All that the statistics know of one feature."""
 
@@ -411,6 +420,8 @@ class ProfileAnswer(Answer, frozen=True, kw_only=True, tag="profile"):
     mean_activation: float | None
     quantiles: dict[str, float] | None
     """Of the activation when on, by probability."""
+    histogram: HistogramItem | None = None
+    """Of the activation when on; None where quantiles are undefined, for the same reason."""
     episodes: int | None
     episodes_total: int | None
     share_of_episodes: float | None

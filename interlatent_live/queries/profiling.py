@@ -52,6 +52,7 @@ def profile(desk: Desk, question: m.Profile) -> m.ProfileAnswer:
         quantiles=None
         if known.quantiles is None
         else {f"{p:g}": value for p, value in known.quantiles.items()},
+        histogram=_histogram(stream, feature) if inside and known.quantiles else None,
         episodes=known.episodes,
         episodes_total=total,
         share_of_episodes=share,
@@ -77,6 +78,11 @@ def profile(desk: Desk, question: m.Profile) -> m.ProfileAnswer:
         drift=drifted,
         reasons=reasons,
     )
+
+
+def _histogram(stream: Stream, feature: int) -> m.HistogramItem:
+    edges, counts = stream.correlator.activation_histogram(feature)
+    return m.HistogramItem(edges=edges.tolist(), counts=counts.tolist())
 
 
 def _lags(stream: Stream, feature: int) -> list[m.LagItem]:

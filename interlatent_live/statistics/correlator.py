@@ -705,6 +705,15 @@ class Correlator:
             for m, spec in enumerate(self.specs)
         )
 
+    def activation_histogram(self, feature: int, bars: int = 24) -> tuple[Floats, Floats]:
+        """Edges [bars + 1] and counts [bars] of a feature's on-activations in closed episodes.
+
+        Raises:
+            UserError: when no episodes are kept or the feature is not deep.
+        """
+        deep, slot = self._deep_slot(feature)
+        return deep.activations.histogram(slot, bars)
+
     def event_profile(self, feature: int, event: str) -> EventProfile:
         """How a feature fires on the way to an event, and what its firing says of it.
 

@@ -73,6 +73,26 @@ class ActivationSketch:
             out[:, i] = np.where(total[:, 0] > 0, middle, np.nan)
         return out
 
+    def histogram(self, feature: int, bars: int) -> tuple[Floats, Floats]:
+        """Of one feature's on-activations: edges [bars + 1] from 0, and counts [bars].
+
+        The bars are of equal width and end at the largest activation's bin. A logarithmic bin that
+        lies across an edge is shared by width, so counts need not be whole; the sum is exact. Both
+        are empty where the feature was never on.
+        """
+        counts = self.counts[feature].astype(np.float64)
+        held = np.flatnonzero(counts)
+        if len(held) == 0:
+            return np.zeros(0), np.zeros(0)
+        gamma = np.exp(_log_gamma(self.error))
+        high = _LOW * gamma ** held.astype(np.float64)
+        edges = np.linspace(0.0, float(high[-1]), bars + 1)
+        # How much of the feature's counts lies below each edge; within a bin evenly.
+        ends = np.stack([high / gamma, high], axis=1).reshape(-1)
+        below = np.cumsum(counts[held])
+        reached = np.stack([below - counts[held], below], axis=1).reshape(-1)
+        return edges, np.diff(np.interp(edges, ends, reached, left=0.0))
+
     def merge(self, other: ActivationSketch) -> None:
         """Add another's counts."""
         self.counts += other.counts

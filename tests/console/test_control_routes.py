@@ -149,6 +149,20 @@ def test_what_was_decided_on_an_older_state_or_another_life_is_refused(http, age
     assert not send(http, "resume")["accepted"]
 
 
+def test_a_condition_on_a_feature_reaches_the_agent(http, agent):
+    condition = {"feature": 5, "threshold": 0.25, "above": False}
+    changes = [change(condition="tilt < 1", while_feature=condition)]
+    answer = send(http, "intervene", ttl_s=20, changes=changes, **decided(state(http, agent)))
+    assert answer["accepted"], answer
+    (active,) = state(http, agent, lambda one: one["active"])["state"]["active"]
+    assert active["changes"][0].endswith("when tilt < 1 while feature 5 ≤ 0.25")
+    send(http, "revert")
+    beyond = [change(while_feature={"feature": 9999})]
+    shown = state(http, agent, lambda one: not one["active"])
+    refused = send(http, "intervene", ttl_s=20, changes=beyond, **decided(shown))
+    assert "feature 9999 does not exist" in refused["reason"]
+
+
 def test_the_same_command_twice_has_one_effect_and_one_answer(http, agent):
     shown = state(http, agent)
     body = {"command_id": uuid.uuid4().hex, "ttl_s": 20, "changes": [change()], **decided(shown)}

@@ -55,3 +55,16 @@ def test_atoms_get_bins_of_their_own():
     again = Grid.from_arrays(grid.arrays())
     assert again.same(grid)
     assert grid.ranks_of(np.array([[-1]]))[0, 0] == pytest.approx(0.5)
+
+
+def test_a_histogram_keeps_every_count_and_the_shape():
+    values = np.random.default_rng(3).exponential(2.0, 5000)
+    sketch = ActivationSketch(1, 0.01)
+    np.add.at(sketch.counts[0], sketch.bins_of(values), 1)
+    edges, counts = sketch.histogram(0, 12)
+    assert counts.sum() == pytest.approx(5000)
+    assert edges[0] == 0.0
+    assert edges[-1] == pytest.approx(values.max(), rel=0.03)
+    exact, _ = np.histogram(values, edges)
+    assert np.abs(counts - exact).max() <= 0.02 * 5000
+    assert [len(one) for one in ActivationSketch(1, 0.01).histogram(0, 12)] == [0, 0]

@@ -219,6 +219,7 @@ export interface Profile {
   density: number | null;
   mean_activation: number | null;
   quantiles: Record<string, number> | null;
+  histogram: { edges: number[]; counts: number[] } | null;
   episodes: number | null;
   episodes_total: number | null;
   bouts: number | null;

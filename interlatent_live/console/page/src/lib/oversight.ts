@@ -89,6 +89,7 @@ export interface Change {
   value: number;
   max_norm: number;
   condition: string | null;
+  while_feature: { feature: number; threshold: number; above: boolean } | null;
 }
 
 /** What adds energy: it names the life and the version of the agent that was looked at. */
