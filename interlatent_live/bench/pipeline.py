@@ -303,7 +303,7 @@ class Services:
         endpoints = self._settings.endpoints
         feeds = (endpoints.encoder_feed, endpoints.correlator_feed)
         with FeedClient(feeds, [Topic.AGENTS, Topic.PROFILES]) as client:
-            before = {name: _processor_s(pid) for name, pid in self._pids.items()}
+            before = {name: processor_s(pid) for name, pid in self._pids.items()}
             start_at = time.time() + START_S
             orders = [
                 Orders(
@@ -320,9 +320,9 @@ class Services:
                 )
                 for number in range(processes)
             ]
-            books = _publish(orders)
-            state, at = _until_settled(client, name, processes * agents)
-            used = {name: _processor_s(pid) - before[name] for name, pid in self._pids.items()}
+            books = publish_all(orders)
+            state, at = until_settled(client, name, processes * agents)
+            used = {name: processor_s(pid) - before[name] for name, pid in self._pids.items()}
         seen = _of(state, name)
         runs = {one.run_id for one in seen}
         steps = sum(book["steps"] for book in books)
@@ -356,7 +356,12 @@ def _settings(folder: str) -> Settings:
     return on_free_ports(resolve(flags=flags, environment={}).settings)
 
 
-def _publish(orders: list[Orders]) -> list[dict[str, Any]]:
+def publish_all(orders: list[Orders]) -> list[dict[str, Any]]:
+    """Carry out orders, each in a process of its own; their books.
+
+    Raises:
+        RuntimeError: when one of them failed.
+    """
     command = [sys.executable, "-m", "interlatent_live.bench.publisher"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     running = [
@@ -382,7 +387,7 @@ def _publish(orders: list[Orders]) -> list[dict[str, Any]]:
     return books
 
 
-def _until_settled(client: FeedClient, name: str, runs: int) -> tuple[FeedState, float]:
+def until_settled(client: FeedClient, name: str, runs: int) -> tuple[FeedState, float]:
     """Until the correlator has all rows of every run so named; the state, and when that was."""
     state = FeedState(max_runs=8192)
     deadline = time.monotonic() + SETTLE_S
@@ -414,7 +419,7 @@ def _through(state: FeedState, status: AgentStatus) -> bool:
     return len(documents) == len(HOOKS) and all(one.steps >= wanted for one in documents)
 
 
-def _processor_s(pid: int) -> float:
+def processor_s(pid: int) -> float:
     """User and system time of a process so far, in seconds."""
     fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

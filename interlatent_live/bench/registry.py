@@ -21,6 +21,7 @@ BENCHES: Final[dict[str, str]] = {
     "narration": "interlatent_live.bench.narration:run",
     "page": "interlatent_live.bench.page:run",
     "pipeline": "interlatent_live.bench.pipeline:run",
+    "ray": "interlatent_live.bench.ray:run",
     "replay": "interlatent_live.bench.replay:run",
     "shadow": "interlatent_live.bench.shadow:run",
     "soak": "interlatent_live.bench.chaos.soak:run",

@@ -1,10 +1,8 @@
-"""Issue: a node dies under load. What was recorded is what the statistics hold, and one answer."""
+"""A node dies, goes out of reach, or comes: the statistics stay those of one process."""
 
 from __future__ import annotations
 
 import importlib.util
-import os
-import signal
 import time
 import urllib.request
 from typing import TYPE_CHECKING
@@ -33,7 +31,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
-HZ = 100.0
+HZ = 50.0
 RUNS = [f"run-{number}" for number in range(6)]
 
 
@@ -50,9 +48,9 @@ def shard_of(run: str) -> str:
     return next(name for name, slots in dealt.items() if slot_of(run) in slots)
 
 
-def herd(system: Sharded, folder: Path, hz: float = HZ) -> Herd:
+def herd(system: Sharded, folder: Path) -> Herd:
     """Agents with a spool, each with a connection of its own: what is lost is lost by services."""
-    return Herd(system, RUNS, hz, folder=folder)
+    return Herd(system, RUNS, HZ, folder=folder)
 
 
 def test_a_node_killed_under_load_costs_declared_rows_only_and_the_answer_is_that_of_one_process(
@@ -62,7 +60,7 @@ def test_a_node_killed_under_load_costs_declared_rows_only_and_the_answer_is_tha
     with Sharded(tmp_path, None, engine) as system, herd(system, tmp_path) as walkers:
         assert len({shard_of(run) for run in RUNS}) == 3
         for run in RUNS:
-            system.wait(lambda _, run=run: system.rows(run) > 300, 60)
+            system.wait(lambda _, run=run: system.rows(run) > 200, 60)
         victim = shard_of(RUNS[0])
         node = engine.nodes()[victim]
         before = {run: system.rows(run) for run in RUNS}
@@ -70,7 +68,7 @@ def test_a_node_killed_under_load_costs_declared_rows_only_and_the_answer_is_tha
         killed = time.monotonic()
         hit = [run for run in RUNS if shard_of(run) == victim]
         for run in hit:
-            system.wait(lambda _, run=run: system.rows(run) > before[run] + 200, 90)
+            system.wait(lambda _, run=run: system.rows(run) > before[run] + HZ, 120)
         recovered = time.monotonic() - killed
         print(f"\na node died: its runs went on after {recovered:.1f} s")  # noqa: T201 - the figure
         assert engine.nodes()[victim] != node
@@ -89,34 +87,42 @@ def test_a_node_killed_under_load_costs_declared_rows_only_and_the_answer_is_tha
 def test_a_zombie_is_fenced_and_ends_when_it_hears_of_its_successor(
     cluster: RayCluster, tmp_path: Path
 ) -> None:
-    engine = RayEngine(seed=1, silence_s=2.0, on_line=lambda _: None)
-    with Sharded(tmp_path, 3, engine) as system, herd(system, tmp_path, 50.0) as walkers:
+    engine = RayEngine(seed=1, on_line=lambda _: None)
+    with Sharded(tmp_path, 3, engine) as system, herd(system, tmp_path) as walkers:
         victim = shard_of(RUNS[0])
         for run in RUNS:
             system.wait(lambda _, run=run: system.rows(run) > 100, 60)
         zombie = psutil.Process(status_of(engine, victim).pid or 0)
         services = zombie.children()
         assert len(services) == 2
-        # Its node is out of the engine's reach, and it hears nothing: its services go on.
-        for pid in (zombie.ppid(), zombie.pid):
-            os.kill(pid, signal.SIGSTOP)
+        # Its node is out of everybody's reach, and it hears nothing: its services go on.
+        actor = zombie.parent()
+        assert actor is not None
+        raylet = actor.parent()
+        assert raylet is not None
+        assert raylet.name() == "raylet"
+        for one in (raylet, actor, zombie):
+            one.suspend()
         wait_for(engine, victim, EventKind.BACKOFF)
         wait_ready(engine, [victim], 120)
         before = system.rows(RUNS[0])
         system.wait(lambda _: system.rows(RUNS[0]) > before + 50, 60)
         assert all(one.is_running() for one in services)
-        os.kill(zombie.pid, signal.SIGCONT)
+        zombie.resume()
         until(lambda: not any(one.is_running() for one in services), "the zombie ended")
         assert fenced(system) >= 1
+        for one in (actor, raylet):
+            one.resume()
         walkers.halt()
         assert_equal_answers(system, RUNS)
+    cluster.add_node()
 
 
 def test_a_node_that_comes_gets_a_shard_and_the_answer_is_that_of_one_process(
     cluster: RayCluster, tmp_path: Path
 ) -> None:
     engine = RayEngine(seed=1, on_line=lambda _: None)
-    with Sharded(tmp_path, 2, engine) as system, herd(system, tmp_path, 50.0) as walkers:
+    with Sharded(tmp_path, 2, engine) as system, herd(system, tmp_path) as walkers:
         for run in RUNS:
             system.wait(lambda _, run=run: system.rows(run) > 100, 60)
         system.up.shards.resize(3)

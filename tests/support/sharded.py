@@ -14,6 +14,9 @@ from tests.support.correlator_service import CorrelatorProcess
 from tests.support.system import System as PlainSystem
 from tests.support.system import Walker, save, transcoder
 
+DERIVED = {"n_eff", "lo", "hi", "auroc_lo", "auroc_hi"}
+"""Columns that definitions do not hold to 1e-9, as they do counts (exactly), r and means."""
+
 
 class Sharded(PlainSystem):
     """As :class:`tests.support.system.System`, in shards, with a recorder."""
@@ -28,8 +31,7 @@ class Sharded(PlainSystem):
                 "recorder.chunk_seconds": 0.5,
                 "correlator.replay": [str(self.recordings)],
                 "correlator.snapshots": str(folder / "snapshots"),
-                "correlator.snapshot_every_s": 2.0,
-                "correlator.publish_every_s": 0.2,
+                "correlator.snapshot_every_s": 5.0,
                 **flags,
             }
         )
@@ -110,8 +112,10 @@ def assert_equal_answers(system, runs, within_s=60.0):
             assert found.keys() == wanted.keys()
             for name, column in wanted.items():
                 if isinstance(column, np.ndarray) and column.dtype.kind == "f":
+                    # n_eff divides by small differences: sums of another order show in it first.
+                    near = 1e-7 if name in DERIVED else 1e-9
                     np.testing.assert_allclose(
-                        found[name], column, rtol=1e-9, atol=1e-9, err_msg=f"{run} {name}"
+                        found[name], column, rtol=near, atol=near, err_msg=f"{run} {name}"
                     )
                 else:
                     assert list(found[name]) == list(column), (run, name)
