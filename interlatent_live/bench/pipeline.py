@@ -14,6 +14,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -55,6 +56,8 @@ AGENTS = (8, 40, 104, 200)
 MEASURED = frozenset({"encoder", "correlator"})
 START_S = 5.0
 """From the order to the first step: eight interpreters start on two cores."""
+CONNECT_S = 0.02
+"""The same for each agent that connects."""
 SETTLE_S = 15.0
 """Longest wait for the last row after the publishers ended."""
 STUCK_S = 3.0
@@ -80,7 +83,10 @@ class Measured:
     agents_us: float
     """Processor time of the publishing processes per step, from their first step to their last."""
     encoder_us: float
-    """Processor time of the encoder per step."""
+    """Processor time of the encoder per step, from the first step to the last one correlated.
+
+    Agents that connect, that are waited for, and that say goodbye are no part of it.
+    """
     correlator_us: float
 
     @property
@@ -303,8 +309,7 @@ class Services:
         endpoints = self._settings.endpoints
         feeds = (endpoints.encoder_feed, endpoints.correlator_feed)
         with FeedClient(feeds, [Topic.AGENTS, Topic.PROFILES]) as client:
-            before = {name: processor_s(pid) for name, pid in self._pids.items()}
-            start_at = time.time() + START_S
+            start_at = time.time() + START_S + CONNECT_S * processes * agents
             orders = [
                 Orders(
                     endpoint=endpoints.agents,
@@ -320,17 +325,30 @@ class Services:
                 )
                 for number in range(processes)
             ]
-            books = publish_all(orders)
-            state, at = until_settled(client, name, processes * agents)
-            used = {name: processor_s(pid) - before[name] for name, pid in self._pids.items()}
+            before, after = self._processor_s(), self._processor_s()
+            clock = threading.Timer(
+                start_at - time.time(), lambda: before.update(self._processor_s())
+            )
+            clock.start()
+            try:
+                books = publish_all(orders)
+                state, at = until_settled(
+                    client, name, processes * agents, lambda: after.update(self._processor_s())
+                )
+            finally:
+                clock.cancel()
+                clock.join()
+        used = {name: after[name] - before[name] for name in self._pids}
         seen = _of(state, name)
         runs = {one.run_id for one in seen}
         steps = sum(book["steps"] for book in books)
+        connecting = processes * agents * copies
+        timed = max(steps - connecting, 1)
         processed = [doc.steps for (run, _), doc in state.profiles.items() if run in runs]
         latencies = [one.step_to_feature_ms for one in seen]
         return Measured(
             steps=steps,
-            connecting=processes * agents * copies,
+            connecting=connecting,
             encoded=sum(one.steps_encoded for one in seen),
             processed=sum(processed) // len(HOOKS),
             declared=sum(sum(book["lost"].values()) for book in books),
@@ -339,10 +357,14 @@ class Services:
             p50_ms=median(one.p50 or 0.0 for one in latencies) if latencies else float("nan"),
             p99_ms=max((one.p99 or 0.0 for one in latencies), default=float("nan")),
             publish_us=median(book["publish_us_p50"] for book in books),
-            agents_us=sum(book["processor_s"] for book in books) * 1e6 / max(steps, 1),
-            encoder_us=used["encoder"] * 1e6 / max(steps, 1),
-            correlator_us=used["correlator"] * 1e6 / max(steps, 1),
+            agents_us=sum(book["processor_s"] for book in books) * 1e6 / timed,
+            encoder_us=used["encoder"] * 1e6 / timed,
+            correlator_us=used["correlator"] * 1e6 / timed,
         )
+
+    def _processor_s(self) -> dict[str, float]:
+        """What each service has used so far."""
+        return {name: processor_s(pid) for name, pid in self._pids.items()}
 
 
 def _settings(folder: str) -> Settings:
@@ -387,8 +409,14 @@ def publish_all(orders: list[Orders]) -> list[dict[str, Any]]:
     return books
 
 
-def until_settled(client: FeedClient, name: str, runs: int) -> tuple[FeedState, float]:
-    """Until the correlator has all rows of every run so named; the state, and when that was."""
+def until_settled(
+    client: FeedClient, name: str, runs: int, on_growth: Callable[[], None] = lambda: None
+) -> tuple[FeedState, float]:
+    """Until the correlator has all rows of every run so named; the state, and when that was.
+
+    ``on_growth`` is called whenever more rows of them are seen there: the wait for rows that do not
+    come is nobody's work.
+    """
     state = FeedState(max_runs=8192)
     deadline = time.monotonic() + SETTLE_S
     newest = time.time()
@@ -401,6 +429,7 @@ def until_settled(client: FeedClient, name: str, runs: int) -> tuple[FeedState, 
         found = sum(document.steps for document in mine)
         if found != total:
             total, grew_at = found, time.monotonic()
+            on_growth()
             newest = max((document.published_ns / 1e9 for document in mine), default=newest)
         ended = [one for one in seen.values() if one.ended]
         if len(ended) >= runs and all(_through(state, one) for one in ended):

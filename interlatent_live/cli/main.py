@@ -24,6 +24,7 @@ from interlatent_live.cli import (
     incident,
     intervene,
     keys,
+    plan,
     policies,
     probes,
     query,
@@ -91,6 +92,7 @@ app.command()(replay.replay)
 app.command()(health.health)
 app.command()(doctor.doctor)
 app.command()(bench.bench)
+app.command()(plan.plan)
 
 
 @app.callback()
