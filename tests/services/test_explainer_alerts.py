@@ -9,11 +9,11 @@ from interlatent_live.services.network import Network
 from interlatent_live.services.publishing import FeedPublisher
 
 
-def test_alerts_come_from_the_correlator_s_feed():
+def test_alerts_come_from_the_correlator_s_feed(monkeypatch):
     settings = on_free_ports(resolve(environment={}).settings)
     shell = service.ExplainerShell(settings)
-    heard = []
-    shell._core.alerts = heard.append
+    heard: list[AlertsDocument] = []
+    monkeypatch.setattr(shell._core, "alerts", heard.append)
     document = AlertsDocument("run", "walker", 1, [], [], [], {}, 1)
     with Network(None) as network:
         feed = FeedPublisher(network, settings.endpoints.correlator_feed, "correlator", 2**20)

@@ -129,10 +129,12 @@ def test_restoring_under_a_store_that_is_open_is_seen_by_it(tmp_path):
 
 def test_a_backup_of_the_previous_version_is_brought_up_to_date(url, tmp_path):  # noqa: F811
     before = PREVIOUS.read_bytes()
-    made = restore_store(PREVIOUS, url)
-    assert made.revision > contents_of(PREVIOUS).revision == "0001"
+    file = tmp_path / "previous.sqlite3"
+    file.write_bytes(before)
+    made = restore_store(file, url)
+    assert made.revision > contents_of(file).revision == "0001"
     assert len(said(url)[1]) == made.rows["claims"] > 0
-    assert PREVIOUS.read_bytes() == before
+    assert file.read_bytes() == before
     # And a store of the previous version is backed up as it is, before an upgrade.
     old = tmp_path / "old.sqlite3"
     old.write_bytes(before)
