@@ -34,7 +34,8 @@ def test_the_commands_are_the_ones_that_ci_runs() -> None:
         "&& .venv/bin/interlatent-live demo"
     )
     assert fenced("Test")[0].strip() == (
-        '.venv/bin/pip install -c constraints.txt -e ".[dev]" && .venv/bin/pytest'
+        '.venv/bin/pip install -c constraints.txt -e ".[dev]" '
+        "&& .venv/bin/pytest -n auto --dist loadfile"
     )
     script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert 'readme_command "Install and run"' in script
