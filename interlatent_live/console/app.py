@@ -138,8 +138,7 @@ def make_app(sources: Sources) -> FastAPI:
         app.include_router(conditions_router(sources.history), prefix=PREFIX)
     if sources.pictures is not None:
         app.include_router(pictures_router(sources.pictures), prefix=PREFIX)
-    if sources.recordings is not None:
-        app.include_router(recordings_router(sources.recordings), prefix=PREFIX)
+    app.include_router(recordings_router(sources.recordings), prefix=PREFIX)
     if sources.branches is not None:
         app.include_router(branches_router(*sources.branches, access), prefix=PREFIX)
     app.include_router(statistics_router(sources.statistics), prefix=f"{PREFIX}/statistics")

@@ -136,7 +136,23 @@ class RecordingReader:
                     pipe.close()
 
 
-def router(reader: RecordingReader) -> APIRouter:
+NONE: Final = b'{"folder":null,"items":[]}'
+
+
+def router(reader: RecordingReader | None) -> APIRouter:
+    """The routes; without a reader there are no recordings, which is an answer too."""
+    if reader is not None:
+        return _router(reader)
+    out = APIRouter(tags=["recordings"], default_response_class=Response)
+
+    @out.get("/recordings", summary="No folder of recordings is configured")
+    async def none() -> Response:
+        return Response(NONE, media_type="application/json")
+
+    return out
+
+
+def _router(reader: RecordingReader) -> APIRouter:
     """The routes. Plain functions, which FastAPI runs on its threads: they wait for the process."""
     out = APIRouter(tags=["recordings"], default_response_class=Response)
 

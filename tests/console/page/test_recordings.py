@@ -60,6 +60,14 @@ def test_recordings_are_listed_and_one_is_opened(opened, console):
     assert one.complaints == []
 
 
+def test_without_a_folder_the_view_says_how_to_get_one(opened, tmp_path):
+    with RunningConsole(tmp_path, control=ControlLink(NOBODY, bytes(32))) as console:
+        one = opened(f"{console.url}/#/recordings")
+        expect(one.page.locator("main")).to_contain_text("recorder.folder", timeout=WITHIN_MS)
+        assert one.complaints == []
+        one.context.close()
+
+
 def test_a_deep_link_shows_its_moment_with_what_was_said_then(recording):
     page = recording.page
     expect(page.locator(".player .when")).to_have_text(re.compile(r"^0:10\.0 of 0:2"))

@@ -112,6 +112,7 @@ def test_a_feature_tells_its_claim_and_what_it_goes_with(opened, demo):
     page.locator("tbody tr", has_text="verified").first.get_by_role("link").click(timeout=120_000)
     expect(page.locator("h1")).to_contain_text("Feature")
     expect(page.locator(".card")).to_contain_text("on when")
+    expect(page.get_by_role("img", name="activations when on")).to_be_visible(timeout=WITHIN_MS)
     table = page.locator("section", has_text="What it goes with").locator("tbody tr")
     expect(table).to_have_count(17, timeout=WITHIN_MS)
     expect(table.first).to_contain_text("…")

@@ -93,7 +93,7 @@ export async function steps(
   return { until: head.until, beganMs: head.began_ns / 1e6, blocks };
 }
 
-export const listing = (signal: AbortSignal) => ask<{ folder: string; items: Recorded[] }>("/recordings", {}, signal);
+export const listing = (signal: AbortSignal) => ask<{ folder: string | null; items: Recorded[] }>("/recordings", {}, signal);
 
 /** Minutes and seconds, with tenths. */
 export function clockOf(seconds: number): string {
