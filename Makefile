@@ -1,7 +1,7 @@
 # The tasks of development; `make` lists them. CI runs .ci/run, which does the same from nothing.
 BIN ?= .venv/bin
 
-.PHONY: help install format lint types test slow peers page browser operations ray site figures docs constraints demo
+.PHONY: postgresql help install format lint types test slow peers page browser operations ray site figures docs constraints demo
 
 help:           ## list the tasks
 	@grep -hE '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 14
@@ -41,6 +41,10 @@ browser:        ## look at the page with a real Chromium
 operations:     ## check what operators deploy, with Prometheus, linters and schemas
 	$(BIN)/pip install -c constraints.txt -e ".[operations,site]"
 	$(BIN)/pytest -m operations
+
+postgresql:     ## test the store on a PostgreSQL server of its own (needs Debian's postgresql)
+	$(BIN)/pip install -c constraints.txt -e ".[dev,postgres]"
+	.ci/with_postgres $(BIN)/pytest tests/store
 
 ray:            ## test shards on a Ray cluster of several nodes, one of which dies
 	$(BIN)/pip install -c constraints.txt -e ".[ray]"

@@ -18,6 +18,7 @@ import alembic.util
 import sqlalchemy as sa
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
 from interlatent_live.errors import UserError
@@ -374,10 +375,6 @@ def _take_narration(connection: Connection, document: NarrationDocument) -> None
     _insert_once(connection, t.narrations, key, rest)
 
 
-def _same(table: sa.Table, key: Mapping[str, Any]) -> sa.ColumnElement[bool]:
-    return sa.and_(*(table.c[name] == value for name, value in key.items()))
-
-
 def _upsert(
     connection: Connection,
     table: sa.Table,
@@ -386,17 +383,23 @@ def _upsert(
     *,
     only_new: Mapping[str, Any] | None = None,
 ) -> None:
-    done = connection.execute(sa.update(table).where(_same(table, key)).values(**values))
-    if done.rowcount == 0:
-        connection.execute(sa.insert(table).values(**key, **values, **(only_new or {})))
+    row = {**key, **values, **(only_new or {})}
+    insert = _insert(connection, table).values(row)
+    connection.execute(insert.on_conflict_do_update(index_elements=list(key), set_=dict(values)))
 
 
 def _insert_once(
     connection: Connection, table: sa.Table, key: Mapping[str, Any], rest: Mapping[str, Any]
 ) -> None:
-    known = connection.scalar(sa.select(sa.literal(1)).where(_same(table, key)).limit(1))
-    if known is None:
-        connection.execute(sa.insert(table).values(**key, **rest))
+    insert = _insert(connection, table).values({**key, **rest})
+    connection.execute(insert.on_conflict_do_nothing(index_elements=list(key)))
+
+
+def _insert(connection: Connection, table: sa.Table) -> postgresql.Insert | sqlite.Insert:
+    """One statement that inserts or not: of two that look first, both would insert."""
+    if connection.dialect.name == "postgresql":
+        return postgresql.insert(table)
+    return sqlite.insert(table)
 
 
 # ----------------------------------------------------------------------------------- the database

@@ -1,6 +1,7 @@
 """One suite for every database behind the store's port.
 
-PostgreSQL is tested where INTERLATENT_TEST_POSTGRES holds the address of an empty database.
+PostgreSQL is tested where INTERLATENT_TEST_POSTGRES holds the address of an empty database, as
+`.ci/with_postgres` arranges.
 """
 
 from __future__ import annotations
