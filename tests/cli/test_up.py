@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from typing import TYPE_CHECKING
 
@@ -82,10 +83,11 @@ def test_up_with_shards_looks_like_a_system_without(tmp_path: Path) -> None:
             base = f"http://{settings.endpoints.health(name)}"
             with urllib.request.urlopen(f"{base}/healthz", timeout=20) as answer:
                 assert json.loads(answer.read())["ready"] is True
-        with urllib.request.urlopen(
-            f"http://{settings.endpoints.encoder_health}/metrics", timeout=20
-        ) as answer:
-            assert b"interlatent_gateway_shards 2.0" in answer.read()
+        address = f"http://{settings.endpoints.encoder_health}/metrics"
+        deadline = time.monotonic() + 20
+        while b"interlatent_gateway_shards 2.0" not in urllib.request.urlopen(address).read():
+            assert time.monotonic() < deadline, "the gateway has not heard of both shards"
+            time.sleep(0.2)
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=60)
         assert process.returncode == 0
