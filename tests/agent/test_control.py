@@ -102,7 +102,7 @@ def test_a_stop_latches_on_the_disk_and_outlives_the_process(rig, overseer):
     latch.close()
     again = Rig(rig.folder, overseer)
     assert (again.step()[1] == 0).all()
-    assert again.overseer.state.mode is Mode.STOPPED
+    again.overseer.until(lambda: again.overseer.state.mode is Mode.STOPPED, again.step)
     assert again.do(Operation.RESUME, base_version=again.fresh()).accepted
     again.step()
     meant, taken = again.step()
@@ -120,7 +120,7 @@ def test_a_held_agent_that_dies_comes_back_stopped(rig, overseer):
     rig.tap.close()
     again = Rig(rig.folder, overseer)
     assert (again.step()[1] == 0).all()
-    assert again.overseer.state.mode is Mode.STOPPED
+    again.overseer.until(lambda: again.overseer.state.mode is Mode.STOPPED, again.step)
     assert again.do(Operation.RESUME, base_version=again.fresh()).accepted
     again.tap.close()
 
