@@ -408,6 +408,8 @@ def test_a_question_is_announced_and_answered_in_every_way(opened, console, walk
     asked[1].get_by_role("button", name="Refuse").click()
     expect(asked[0]).to_have_count(0, timeout=WITHIN_MS)
     expect(bar(pages[0])).to_contain_text("holding", timeout=WITHIN_MS)
+    assert in_time(lambda: not walker.moves())
+    pages[0].wait_for_timeout(500)
     assert not walker.moves()
 
 

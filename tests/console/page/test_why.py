@@ -57,12 +57,12 @@ def test_a_decision_is_shown_walked_and_linked_to(asked, opened):
     focused = "() => document.activeElement.getAttribute('data-kind')"
     assert page.evaluate(focused) == "action"
     page.keyboard.press("ArrowLeft")
-    page.wait_for_function(f"({focused})() !== 'action'")
+    page.wait_for_function(f"() => ({focused})() !== 'action'")
     words = page.evaluate("() => document.activeElement.getAttribute('aria-label')")
     expect(because.locator("[aria-live=polite]")).to_contain_text(words)
     page.locator("svg.why .term[data-kind=feature]").first.focus()
     page.keyboard.press("ArrowLeft")
-    page.wait_for_function(f"['observation', 'baseline'].includes(({focused})())")
+    page.wait_for_function(f"() => ['observation', 'baseline'].includes(({focused})())")
     # Colour is not alone in saying which way a term pushes.
     against = page.locator("svg.why .edge[data-sign=minus]").first
     expect(against).to_have_css("stroke-dasharray", "7px, 5px")

@@ -13,7 +13,7 @@ export function number(value: number | null | undefined, digits = 3): string {
       : size >= 10 ** digits
         ? Math.round(value).toLocaleString("en")
         : value.toPrecision(digits);
-  return text.replace("-", MINUS);
+  return text.replaceAll("-", MINUS);
 }
 
 export function whole(value: number | null | undefined): string {
