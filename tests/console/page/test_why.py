@@ -66,7 +66,7 @@ def test_a_decision_is_shown_walked_and_linked_to(asked, opened):
     # Colour is not alone in saying which way a term pushes.
     against = page.locator("svg.why .edge[data-sign=minus]").first
     expect(against).to_have_css("stroke-dasharray", "7px, 5px")
-    step = re.search(r"step \d+ of episode \d+", because.inner_text())[0]
+    step = re.findall(r"step \d+ of episode \d+", because.inner_text())[0]
     again = opened(page.url).page
     expect(again.locator(".because")).to_contain_text(step, timeout=WITHIN_MS)
     expect(again.locator("svg.why")).to_be_visible()
@@ -82,7 +82,7 @@ def test_the_tables_behind_the_graph_add_up(asked):
     number = re.compile(r"[+\u2212]?[\d.]+(?:e[-+\u2212]\d+)?$")
 
     def value(text):
-        return float(number.search(text.strip())[0].replace("\u2212", "-"))
+        return float(number.findall(text.strip())[-1].replace("\u2212", "-"))
 
     shown = value(page.locator(".because strong").inner_text())
     for table in tables.all():
