@@ -27,6 +27,7 @@ import numpy as np
 from msgspec import Meta
 
 from interlatent_live.audit.log import AuditLog
+from interlatent_live.console.folders import plain_files
 from interlatent_live.engine.port import service_command
 from interlatent_live.errors import UserError
 from interlatent_live.interventions.values import Kind
@@ -104,15 +105,7 @@ class BranchFolder:
 
     def names(self) -> list[str]:
         """Plain files of the folder itself, newest first."""
-        try:
-            found = [
-                (one.stat().st_mtime_ns, one.name)
-                for one in self.path.iterdir()
-                if one.suffix == SUFFIX and one.is_file() and not one.is_symlink()
-            ]
-        except OSError:
-            return []
-        return [name for _, name in sorted(found, reverse=True)][:MOST]
+        return plain_files(self.path, SUFFIX, MOST)
 
     def listing(self) -> dict[str, Any]:
         """Every document in a few words; and, over moments, what the same intervention did."""

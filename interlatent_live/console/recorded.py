@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 import numpy as np
 
+from interlatent_live.console.folders import plain_files
 from interlatent_live.console.live import Points, View, bytes_of, kind_of, thin
 from interlatent_live.console.moments import Found, Query, Seeker
 from interlatent_live.console.point_messages import encode_points
@@ -83,15 +84,7 @@ class RecordedFolder:
 
     def names(self) -> list[str]:
         """Plain files of the folder itself, newest first."""
-        try:
-            found = [
-                (one.stat().st_mtime_ns, one.name)
-                for one in self._folder.iterdir()
-                if one.suffix == SUFFIX and one.is_file() and not one.is_symlink()
-            ]
-        except OSError:
-            return []
-        return [name for _, name in sorted(found, reverse=True)][:MOST_FILES]
+        return plain_files(self._folder, SUFFIX, MOST_FILES)
 
     def listing(self) -> dict[str, Any]:
         """Every recording; those not gone through within the time say so."""
