@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 from pathlib import Path
@@ -8,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from interlatent_live.bench.ray_cluster import RayCluster
 from interlatent_live.engine import EventKind, Phase, ServiceSpec, wait_ready
 from interlatent_live.engine.ray import RayEngine
 from tests.engine.behaviour import (
@@ -25,6 +23,8 @@ from tests.engine.behaviour import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from interlatent_live.bench.ray_cluster import RayCluster
+
 pytestmark = [
     pytest.mark.ray,
     # Ray's own, in the workers' and the driver's standard streams.
@@ -32,14 +32,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
 ]
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[RayCluster]:
-    if importlib.util.find_spec("ray") is None:  # importing it here would fix its settings
-        pytest.skip("needs the extra ray")
-    with RayCluster(nodes=3) as cluster:
-        yield cluster
 
 
 class TestRayEngine(EngineBehaviour):

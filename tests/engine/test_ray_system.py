@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import time
 import urllib.request
 from typing import TYPE_CHECKING
@@ -10,7 +9,6 @@ from typing import TYPE_CHECKING
 import psutil
 import pytest
 
-from interlatent_live.bench.ray_cluster import RayCluster
 from interlatent_live.engine import EventKind, wait_ready
 from interlatent_live.engine.ray import RayEngine
 from interlatent_live.engine.slots import assign, slot_of
@@ -21,8 +19,9 @@ from tests.engine.behaviour import status_of, until, wait_for
 from tests.support.sharded import Herd, Sharded, assert_equal_answers
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
+
+    from interlatent_live.bench.ray_cluster import RayCluster
 
 pytestmark = [
     pytest.mark.ray,
@@ -33,14 +32,6 @@ pytestmark = [
 ]
 HZ = 50.0
 RUNS = [f"run-{number}" for number in range(6)]
-
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[RayCluster]:
-    if importlib.util.find_spec("ray") is None:  # importing it here would fix its settings
-        pytest.skip("needs the extra ray")
-    with RayCluster(nodes=3) as cluster:
-        yield cluster
 
 
 def shard_of(run: str) -> str:
