@@ -184,7 +184,10 @@ def test_the_effect_of_a_feature_is_the_one_that_was_planted():
     }
     assert right.percentile["isotropic"].value >= 95
     assert measured.episodes >= 3
-    assert by_thread.effects[2].effect.value == pytest.approx(right.effect.value, rel=0.2)
+    # The two saw other steps of the same run, so only their intervals can agree.
+    on_thread = by_thread.effects[2].effect
+    assert on_thread.low < right.effect.high
+    assert right.effect.low < on_thread.high
     sent = report_of(measured, tap.run_id, ("left", "stay", "right"))
     assert [one.action for one in sent.effects] == ["left", "stay", "right"]
 

@@ -115,11 +115,9 @@ class Stage:
         return found
 
     def steps(self, run_id):
-        return [
-            one.steps
-            for one in self.seen
-            if isinstance(one, ProfilesDocument) and one.run_id == run_id
-        ]
+        """In their order, without repeats: who joins may be sent what was just published again."""
+        own = [one for one in self.seen if isinstance(one, ProfilesDocument)]
+        return list(dict.fromkeys(one.steps for one in own if one.run_id == run_id))
 
 
 @pytest.fixture
