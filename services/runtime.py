@@ -37,6 +37,7 @@ from interlatent_live.config import is_loopback, split_address
 from interlatent_live.engine.local import PARENT_PIPE_VARIABLE
 from interlatent_live.errors import UserError
 from interlatent_live.logs import get_logger
+from interlatent_live.services.heap import TRIM_EVERY_S, give_back_free_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -229,14 +230,16 @@ class ServiceRuntime:
         os.eventfd_write(self._signal_fd, number)
 
     def _watch(self, end_fd: int, parent: int) -> None:
-        """Turn a signal, or the parent's death, into a request to stop."""
+        """Turn a signal, or the parent's death, into a request to stop; now and then tidy up."""
         poll = select.poll()
         poll.register(end_fd, select.POLLIN)
         poll.register(self._signal_fd, select.POLLIN)
         if parent >= 0:
             poll.register(parent, select.POLLIN)
         while True:
-            ready = {fd for fd, _ in poll.poll()}
+            ready = {fd for fd, _ in poll.poll(TRIM_EVERY_S * 1000)}
+            if not ready:
+                give_back_free_memory()
             if end_fd in ready:
                 return
             if self._signal_fd in ready:

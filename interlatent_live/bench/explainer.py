@@ -255,7 +255,8 @@ async def _ask(case: _Case, entry: str, indices: Sequence[int]) -> list[Draft]:
         model=name,
         base_url=address or None,
         budget=budget,
-        timeout_s=60.0,
+        # A small model on a busy processor reads a profile for a minute.
+        timeout_s=900.0,
     )
     try:
         return [
