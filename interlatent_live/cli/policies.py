@@ -25,12 +25,10 @@ def list_() -> None:
     table = Table("name", "environment", "network", "measured", "licence", "hash")
     for name in built_in_policies():
         loaded = load_policy(name)
-        spec = loaded.module.spec
-        sizes = "-".join(str(size) for size in spec.layer_sizes)
         table.add_row(
             name,
             loaded.environment,
-            f"{sizes} {spec.activation} → {spec.output}",
+            loaded.module.spec.network,
             loaded.provenance.measured,
             loaded.provenance.licence,
             loaded.policy_hash[:15] + "…",

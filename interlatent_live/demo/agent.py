@@ -238,6 +238,7 @@ class _Loop:
         self._measure = measure
         self._tap = tap
         self._obs, _ = envs.reset(seed=seed)
+        self._rng = np.random.default_rng(seed)  # of policies that sample
         self._t = np.zeros(envs.num_envs, np.int64)
         self._running = np.zeros(envs.num_envs)
         self.steps = 0
@@ -249,7 +250,7 @@ class _Loop:
         """Observe, act, step, stream."""
         obs = self._obs
         outputs, forward_ns, bare_ns = self._forward(torch.from_numpy(obs.copy()))
-        actions, gate_ns = self._gated(self._acting.actions(outputs))
+        actions, gate_ns = self._gated(self._acting.actions(outputs, self._rng))
         self._obs, rewards, terminated, truncated, _ = self._envs.step(actions)
         began = time.perf_counter_ns()
         rows = self._measure.rows(obs, self._t, actions, rewards, outputs.numpy())

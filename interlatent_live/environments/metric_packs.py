@@ -41,6 +41,7 @@ FAMILIES: Mapping[str, Family] = {
         mujoco.WALKER2D,
         humanoid.HUMANOID,
         mspacman.MSPACMAN,
+        mspacman.MSPACMAN_FROM_PIXELS,
         driving.HIGHWAY,
     )
 }
@@ -86,7 +87,7 @@ class ObservationPack:
         Raises:
             ValueError: when an observation does not have the family's size.
         """
-        array = np.asarray(obs, np.float64)
+        array: NDArray[Any] = np.asarray(obs)
         if array.ndim > 2:
             array = array.reshape(len(array), -1)
         if array.ndim != 2 or array.shape[1] != self.family.obs_dim:
@@ -94,7 +95,7 @@ class ObservationPack:
                 f"{self.family.environment} has observations [n, {self.family.obs_dim}], "
                 f"not {list(array.shape)}"
             )
-        return self.family.measure(array)
+        return self.family.measure(np.asarray(array[:, self.family.measured_from :], np.float64))
 
 
 def metric_pack_for(env_id: str, *, obs_dim: int | None = None) -> ObservationPack:

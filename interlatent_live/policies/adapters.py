@@ -6,9 +6,15 @@ import torch
 
 from interlatent_live.policies.spec import Adapter
 
+RAM_BYTES = 128
+"""Of the Atari 2600."""
 HUMANOID_V5_OBS = 348
 HUMANOID_V2_OBS = 376
 _CFRC_EXT_FROM = 292
+_SEEN = {
+    Adapter.FRAMES_WITHOUT_RAM: slice(-RAM_BYTES),
+}
+"""The part of an observation that the network is given, where the rest is for metrics only."""
 
 
 def adapt(adapter: Adapter, obs: torch.Tensor) -> torch.Tensor:
@@ -23,6 +29,8 @@ def adapt(adapter: Adapter, obs: torch.Tensor) -> torch.Tensor:
         return obs.reshape(len(obs), -1)
     if adapter is Adapter.MSPACMAN_BYTES_BITS:
         return _bytes_bits(obs)
+    if adapter in _SEEN:
+        return obs[:, _SEEN[adapter]]
     return _humanoid_376(obs, cfrc_zero=adapter is Adapter.HUMANOID_V5_TO_376_CFRC_ZERO)
 
 

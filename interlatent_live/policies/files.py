@@ -18,6 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from interlatent_live.errors import CorruptFileError, MismatchError, UserError
+from interlatent_live.policies.conv import ConvPolicy
+from interlatent_live.policies.conv_spec import conv_spec_from_json, is_conv
 from interlatent_live.policies.hashing import policy_hash
 from interlatent_live.policies.mlp import MlpPolicy
 from interlatent_live.policies.spec import spec_from_json
@@ -118,9 +120,7 @@ def load_folder(folder: Path) -> LoadedPolicy:
     """
     description = _read_description(folder / DESCRIPTION)
     tensors = _read_tensors(folder / WEIGHTS)
-    mean, std = (_as_floats(tensors.get(key)) for key in ("obs_mean", "obs_std"))
-    spec = spec_from_json(description.get("spec"), obs_mean=mean, obs_std=std)
-    module = MlpPolicy(spec)
+    module = _untrained(description.get("spec"), tensors)
     _check_tensors(folder / WEIGHTS, module.state_dict(), tensors)
     module.load_state_dict(tensors)
     module.eval()
@@ -213,6 +213,14 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
         return load_file(path)
     except (OSError, SafetensorError, ValueError) as error:
         raise CorruptFileError(f"{path} is no intact safetensors file: {error}") from error
+
+
+def _untrained(data: Any, tensors: dict[str, torch.Tensor]) -> MlpPolicy:
+    """The module that a description and the normalisation beside the weights make."""
+    if is_conv(data):
+        return ConvPolicy(conv_spec_from_json(data))
+    mean, std = (_as_floats(tensors.get(key)) for key in ("obs_mean", "obs_std"))
+    return MlpPolicy(spec_from_json(data, obs_mean=mean, obs_std=std))
 
 
 def _as_floats(tensor: torch.Tensor | None) -> tuple[float, ...] | None:

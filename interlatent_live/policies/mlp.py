@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from interlatent_live.policies.spec import PolicySpec
 
-_ACTIVATIONS: dict[Activation, type[nn.Module]] = {
+ACTIVATIONS: dict[Activation, type[nn.Module]] = {
     Activation.TANH: nn.Tanh,
     Activation.RELU: nn.ReLU,
     Activation.ELU: nn.ELU,
@@ -53,7 +53,7 @@ class MlpPolicy(nn.Module):
         self.hidden = nn.ModuleList(
             nn.Sequential(
                 OrderedDict(
-                    linear=nn.Linear(d_in, d_out), activation=_ACTIVATIONS[spec.activation]()
+                    linear=nn.Linear(d_in, d_out), activation=ACTIVATIONS[spec.activation]()
                 )
             )
             for d_in, d_out in itertools.pairwise(sizes[:-1])
@@ -96,12 +96,13 @@ class MlpPolicy(nn.Module):
             raise UserError(
                 f"this policy has no hook point {hook_point!r}; it has {', '.join(names)}"
             )
-        rest = list(self.hidden)[names.index(hook_point) + 1 :]
-        ends = hook_point == "head"
+        return self.layers_from(names.index(hook_point) + 1) if hook_point != "head" else _same
+
+    def layers_from(self, first: int) -> Callable[[torch.Tensor], torch.Tensor]:
+        """Hidden layers from number ``first`` on and the head, out of sight of hooks."""
+        rest = self.hidden[first:]
 
         def tail(y: torch.Tensor) -> torch.Tensor:
-            if ends:
-                return y
             for layer in rest:
                 linear, activation = cast("nn.Sequential", layer)
                 weight, bias = cast("nn.Linear", linear).weight, cast("nn.Linear", linear).bias
@@ -141,3 +142,7 @@ class MlpPolicy(nn.Module):
             array = array.copy()
         tensor = torch.from_numpy(array).to(self.head.weight.device)
         return self.actions(self(tensor), rng)
+
+
+def _same(y: torch.Tensor) -> torch.Tensor:
+    return y

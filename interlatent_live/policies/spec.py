@@ -53,6 +53,8 @@ class Adapter(StrEnum):
     """The same with the contact forces [292:] set to 0, as Humanoid-v3 reported them."""
     MSPACMAN_BYTES_BITS = "mspacman_bytes_bits"
     """The 128 bytes of Ms. Pac-Man's RAM over 255, then their 1,024 bits, highest first."""
+    FRAMES_WITHOUT_RAM = "frames_without_ram"
+    """All but the console's 128 bytes at the end, which are there for metrics only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +103,11 @@ class PolicySpec:
         """Number of hidden layers, each a hook point ``hidden.i``."""
         return len(self.layer_sizes) - 2
 
+    @property
+    def network(self) -> str:
+        """The layers in words."""
+        return plain_network(self)
+
     def hook_points(self) -> tuple[str, ...]:
         """Names a transcoder may be trained at: every hidden layer, then ``head``."""
         return (*(f"hidden.{index}" for index in range(self.hidden_count)), "head")
@@ -117,6 +124,11 @@ class PolicySpec:
             "action_low": None if self.action_low is None else list(self.action_low),
             "action_high": None if self.action_high is None else list(self.action_high),
         }
+
+
+def plain_network(spec: PolicySpec) -> str:
+    """Layer sizes, activation and output in words."""
+    return f"{'-'.join(map(str, spec.layer_sizes))} {spec.activation} → {spec.output}"
 
 
 def spec_from_json(

@@ -117,6 +117,7 @@ def _play(
     best = {(hook, one): _Best([]) for hook, each in features.items() for one in each}
     env = disturbed(gymnasium.make(entry.environment, render_mode="rgb_array"), entry.disturbance)
     clock = 0
+    rng = np.random.default_rng(entry.evaluation.seed + SEED_OFFSET)  # of policies that sample
     try:
         with Capture(policy.module, entry.hook_points) as capture:
             for episode in range(EPISODES):
@@ -130,7 +131,7 @@ def _play(
                         for one in features[hook]:
                             best[hook, one].offer(float(values[one]), clock, lambda: _frame(env))
                     clock += 1
-                    obs, _, terminated, truncated, _ = env.step(policy.actions(outputs)[0])
+                    obs, _, terminated, truncated, _ = env.step(policy.actions(outputs, rng)[0])
                     if terminated or truncated:
                         break
     finally:

@@ -146,7 +146,7 @@ def _policy_facts(entry: ZooEntry) -> dict[str, Any]:
     return {
         "name": loaded.name,
         "algorithm": provenance.algorithm,
-        "network": f"{'-'.join(map(str, spec.layer_sizes))} {spec.activation} → {spec.output}",
+        "network": spec.network,
         "adapter": spec.adapter.value,
         "source": provenance.source,
         "licence": provenance.licence,

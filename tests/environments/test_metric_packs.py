@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from interlatent_live.environments.arcade import MSPACMAN_RAM
+from interlatent_live.environments.arcade import MSPACMAN_PIXELS, MSPACMAN_RAM
 from interlatent_live.environments.driving import HIGHWAY_FAST
 from interlatent_live.environments.families import cartpole
 from interlatent_live.environments.metric_packs import (
@@ -29,9 +29,9 @@ PACKAGE = {
     MSPACMAN_RAM: "ale_py",
     HIGHWAY_FAST: "highway_env",
 }
-MISSING_AT_TIMES = {MSPACMAN_RAM, HIGHWAY_FAST}
+MISSING_AT_TIMES = {MSPACMAN_RAM, MSPACMAN_PIXELS, HIGHWAY_FAST}
 """Packs with distances to what need not be there."""
-STEP_SECONDS = {MSPACMAN_RAM: 4 / 60, HIGHWAY_FAST: 1.0}
+STEP_SECONDS = {MSPACMAN_RAM: 4 / 60, MSPACMAN_PIXELS: 4 / 60, HIGHWAY_FAST: 1.0}
 """Of environments that do not say it themselves."""
 
 

@@ -17,9 +17,9 @@ Measure = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 class Family:
     """What one environment's numbers mean.
 
-    ``measure`` maps observations [n, obs_dim] to state metrics [n, len(specs)]. ``actions`` names
-    discrete actions index by index; ``joints`` names the parts of a continuous action. An
-    environment with neither has no action metrics.
+    ``measure`` maps observations [n, obs_dim], or what ``measured_from`` leaves of them, to state
+    metrics [n, len(specs)]. ``actions`` names discrete actions index by index; ``joints`` names the
+    parts of a continuous action. An environment with neither has no action metrics.
     """
 
     environment: str
@@ -28,6 +28,8 @@ class Family:
     measure: Measure
     step_seconds: float = 1.0
     """Simulated time per step; 1 where it is unknown, so that the clock counts steps."""
+    measured_from: int = 0
+    """Which of the obs_dim numbers ``measure`` is given: those from here on. Before lie pixels."""
     actions: tuple[str, ...] = ()
     joints: tuple[str, ...] = ()
 

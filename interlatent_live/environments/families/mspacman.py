@@ -9,11 +9,17 @@ all power pills are eaten) is missing, not far.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from interlatent_live.environments.arcade import MSPACMAN_RAM, RAM_BYTES
+from interlatent_live.environments.arcade import (
+    FRAME_BYTES,
+    MSPACMAN_PIXELS,
+    MSPACMAN_RAM,
+    RAM_BYTES,
+)
 from interlatent_live.environments.families.family import Family
 from interlatent_live.stream import MetricSpec
 
@@ -143,3 +149,11 @@ MSPACMAN: Final = Family(
         "down left",
     ),
 )
+
+MSPACMAN_FROM_PIXELS: Final = replace(
+    MSPACMAN,
+    environment=MSPACMAN_PIXELS,
+    obs_dim=FRAME_BYTES + RAM_BYTES,
+    measured_from=FRAME_BYTES,
+)
+"""The same, where the RAM lies behind the frames that the policy sees."""

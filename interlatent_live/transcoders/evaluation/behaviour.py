@@ -33,6 +33,8 @@ EQUIVALENCE_SHARE = 0.05
 """Margin of equivalence, as a share of what ablating the hook point costs."""
 DIVERGENCE = 0.1
 """Continuous actions have diverged when they differ by this many standard deviations."""
+_NOISE = 0x6E6F6973
+"""Keeps a sampling policy's draws apart from the environment's, which has the same seed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,8 @@ def behaviour_fidelity(
     """Paired rollouts of the policy as it is, mean-ablated, and with each replacement.
 
     Args:
-        policy: who acts; greedy, so that a difference is the replacement's.
+        policy: who acts. One that samples draws the same noise per seed and step in every arm, so
+            that a difference is the replacement's.
         hook_point: where.
         replacements: name → what replaces y; several training seeds of one transcoder.
         y_mean: float [d_out], the mean ablation.
@@ -183,14 +186,14 @@ class _Runner:
         others: dict[str, list[NDArray[np.float64]]] = {name: [] for name in replacements}
 
         def act(obs: NDArray[Any], copies: NDArray[np.intp]) -> NDArray[Any]:
-            del copies
             own = self.policy.outputs(obs)
             outputs.append(own.double().numpy())
             for name, replacement in replacements.items():
                 with Splice(self.policy.module, self.hook_point, replacement):
                     others[name].append(self.policy.outputs(obs).double().numpy())
-            return self.policy.actions(own)
+            return self._sampled(own, copies, noise)
 
+        noise = self._noise()
         actions: list[list[NDArray[Any]]] = [[] for _ in self.seeds]
         returns = self._run("original", act, actions, None)[0]
         own = np.concatenate(outputs)
@@ -210,10 +213,10 @@ class _Runner:
         """One replacement from the same starts."""
         with ExitStack() as stack:
             stack.enter_context(Splice(self.policy.module, self.hook_point, replacement))
+            noise = self._noise()
 
             def act(obs: NDArray[Any], copies: NDArray[np.intp]) -> NDArray[Any]:
-                del copies
-                return self.policy.actions(self.policy.outputs(obs))
+                return self._sampled(self.policy.outputs(obs), copies, noise)
 
             returns, first = self._run(name, act, None, original)
         diverged = first[first >= 0]
@@ -224,6 +227,16 @@ class _Runner:
             float((first >= 0).mean()),
             agreement,
         )
+
+    def _noise(self) -> list[np.random.Generator]:
+        """Of each seed's episode, the same in every arm."""
+        return [np.random.default_rng([seed, _NOISE]) for seed in self.seeds]
+
+    def _sampled(
+        self, outputs: Tensor, copies: NDArray[np.intp], noise: list[np.random.Generator]
+    ) -> NDArray[Any]:
+        rows = zip(outputs, copies, strict=True)
+        return np.concatenate([self.policy.actions(row[None], noise[copy]) for row, copy in rows])
 
     def _run(
         self,

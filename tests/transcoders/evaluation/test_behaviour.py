@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from interlatent_live.environments.metric_packs import OutputKind
 from interlatent_live.errors import UserError
+from interlatent_live.policies.spec import Output
 from interlatent_live.transcoders.acting import ActingPolicy
 from interlatent_live.transcoders.evaluation.behaviour import (
     SpliceResult,
@@ -46,6 +50,20 @@ def test_the_exact_output_spliced_in_changes_nothing(cartpole):
     assert (broken.agreement.agreement or 0) < 0.6
     assert equivalence(found.original, found.ablated, [same]).equivalent
     assert not equivalence(found.original, found.ablated, [broken]).equivalent
+
+
+def test_a_policy_that_samples_draws_the_same_in_every_arm(cartpole):
+    module = copy.deepcopy(cartpole.module)
+    module.spec = replace(module.spec, output=Output.SOFTMAX)
+    module.head.weight.data /= 50  # of almost equal logits, so that the draw decides
+    sampling = replace(cartpole, module=module)
+    found = behaviour_fidelity(
+        sampling, HOOK, {"same": lambda _, y: y}, torch.zeros(64), seeds=range(6), max_steps=60
+    )
+    assert found.spliced[0].returns == found.original.returns
+    assert found.spliced[0].diverged == 0
+    assert len(set(found.original.returns)) > 1
+    assert max(found.original.returns) < 60  # the greedy policy stands to the end
 
 
 def test_a_splice_leaves_the_policy_as_it_was(cartpole):
