@@ -174,6 +174,8 @@ class EndpointSettings(_Section):
     control_health: Address = "127.0.0.1:28424"
     pictures: Endpoint = "tcp://127.0.0.1:28426"
     """Agents may send pictures of their environment here (console)."""
+    pictures_feed: Endpoint = "tcp://127.0.0.1:28427"
+    """The console passes pictures on here, to the recorder."""
     recorder: Endpoint = "tcp://127.0.0.1:28409"
     """The encoder sends features here, with credit, where recorder.folder is set (recorder)."""
     recorder_health: Address = "127.0.0.1:28425"
@@ -315,6 +317,8 @@ class ConsoleSettings(_Section):
     """Newest steps kept for pages; they are taken in only while a page shows them."""
     history_bytes: Bytes = 8 * MEBI
     """Sums of steps kept to compare metrics before interventions and meanwhile."""
+    picture_bytes: Bytes = 16 * MEBI
+    """Pictures kept for the moments on features' cards, of all agents together."""
     recordings: Path | None = None
     """Folder of the recordings that the page may show; none: the one of recorder.folder, if any."""
     branches: Path | None = None
@@ -351,6 +355,8 @@ class RecorderSettings(_Section):
     """Names of metrics that are left out of rows, manifests and documents."""
     foxglove: bool = True
     """Write a few rows a second as JSON too, for Foxglove and other viewers."""
+    picture_bytes_per_s: Annotated[int, Field(ge=0)] = 64 * KIBI
+    """Bytes of pictures that may be written a second, of all agents together; 0: none are."""
     compression: Literal["zstd", "lz4", "none"] = "zstd"
     durable: bool = False
     """Wait until each chunk is on the disk, so that a power cut costs no more than a kill."""
@@ -501,6 +507,8 @@ class Settings(BaseSettings):
                 Buffer("events for clients", self.console.replay_bytes),
                 Buffer("steps for pages", self.console.live_bytes),
                 Buffer("pictures", 64 * KIBI, 64),
+                Buffer("pictures on their way to a recorder", 64 * KIBI, 16),
+                Buffer("pictures of exemplars", self.console.picture_bytes),
                 Buffer("sums of steps around interventions", self.console.history_bytes),
                 Buffer("password being checked", 32 * MEBI),
                 Buffer("answer about a recording", 64 * MEBI),
@@ -514,6 +522,7 @@ class Settings(BaseSettings):
             "recorder": (
                 features,
                 Buffer("rows and documents of one chunk", limits.consumer_bytes),
+                Buffer("pictures not yet taken up", 64 * KIBI, 16),
                 Buffer("message being written", limits.message_bytes),
             ),
         }

@@ -17,12 +17,13 @@ from interlatent_live.console.audit_view import AuditView
 from interlatent_live.console.branches import BranchFolder, BranchJobs
 from interlatent_live.console.broadcast import Broadcast
 from interlatent_live.console.control_link import ControlLink
+from interlatent_live.console.exemplar_pictures import Chooser, ExemplarPictures
 from interlatent_live.console.history import StepHistory
 from interlatent_live.console.keeper import Keeper
 from interlatent_live.console.live import LiveHub
 from interlatent_live.console.metrics import HttpMetrics
+from interlatent_live.console.pictures import PASSING, TOPIC, PictureHub
 from interlatent_live.console.pictures import TUNING as PICTURE_TUNING
-from interlatent_live.console.pictures import PictureHub
 from interlatent_live.console.recordings_routes import RecordingReader
 from interlatent_live.console.secrets import load_token, request_key, state_folder
 from interlatent_live.console.serving import HttpServer
@@ -95,7 +96,12 @@ def serve(settings: Settings) -> None:
 
         def facts() -> dict[str, Any]:
             health = runtime.health()
-            kept = {"documents_kept": keeper.kept, "documents_not_kept": keeper.not_kept}
+            kept = {
+                "documents_kept": keeper.kept,
+                "documents_not_kept": keeper.not_kept,
+                "pictures_refused": eye.pictures.refused,
+                "pictures_of_exemplars_dropped": eye.moments.dropped,
+            }
             return {name: health[name] for name in ("ready", "live", "uptime_s")} | kept
 
         control = ControlLink(
@@ -105,10 +111,8 @@ def serve(settings: Settings) -> None:
         )
         history = StepHistory(settings.console.history_bytes)
         control.told = history.told
-        pictures = PictureHub()
-        eye = network.router(
-            settings.endpoints.pictures, "endpoints.pictures", Domain.AGENTS, PICTURE_TUNING
-        )
+        eye = _Eye(settings, network)
+        statistics = partial(StatisticsClient, queries, keys=viewer)
         folder = settings.console.recordings or settings.recorder.folder
         recordings = None if folder is None else RecordingReader(folder)
         branches = branch_folder(settings)
@@ -121,13 +125,14 @@ def serve(settings: Settings) -> None:
             live,
             asking,
             token,
-            partial(StatisticsClient, queries, keys=viewer),
+            statistics,
             facts,
             sessions,
             control,
             AuditView(audit_folder(settings)),
             history,
-            pictures,
+            eye.pictures,
+            moments=eye.moments,
             recordings=recordings,
             branches=(BranchFolder(branches), jobs),
         )
@@ -140,11 +145,16 @@ def serve(settings: Settings) -> None:
                     feeds=settings.console.clients,
                 )
             feeds = settings.endpoints.feeds()
-            with control, server, FeedClient(feeds, tuple(TOPICS), keys=viewer) as feed:
+            with (
+                control,
+                server,
+                Chooser(eye.moments, statistics),
+                FeedClient(feeds, tuple(TOPICS), keys=viewer) as feed,
+            ):
                 key = request_key(token)
                 loop = _Loop(
                     feed, keeper, broadcast, live, history, asking, explainer, key, runtime.beat,
-                    pictures, eye, network,
+                    eye,
                 )  # fmt: skip
                 runtime.ready(http=server.url)
                 while not runtime.stopping:
@@ -174,9 +184,7 @@ class _Loop:
     explainer: zmq.Socket[bytes]
     key: bytes
     beat: Callable[[], None]
-    pictures: PictureHub
-    eye: zmq.Socket[bytes]
-    network: Network
+    eye: _Eye
     watched: bool = False
 
     def turn(self) -> None:
@@ -195,10 +203,10 @@ class _Loop:
             else:
                 if isinstance(event.value, AgentsDocument):
                     self.history.describe(event.value)
-                    self.pictures.describe(event.value)
+                    self.eye.pictures.describe(event.value)
                 self.broadcast.publish(event.topic, event.received_ns, event.value)
                 self.keeper.take(event.value, self.feed.counters.documents_missed)
-        self._look()
+        self.eye.look()
         for request in (*self.keeper.requests(time.time_ns()), *self.asking.requests()):
             send_message(self.explainer, seal(self.key, request))
         while (frames := receive_message(self.explainer)) is not None:
@@ -206,11 +214,37 @@ class _Loop:
             if answer is not None and not self.asking.answered(answer):
                 self.keeper.answered(answer)
 
-    def _look(self) -> None:
-        """Take in the pictures that came."""
+
+class _Eye:
+    """Pictures of agents: the newest ones, those of exemplars, and all of them to a recorder."""
+
+    def __init__(self, settings: Settings, network: Network) -> None:
+        self.pictures = PictureHub()
+        self.moments = ExemplarPictures(settings.console.picture_bytes)
+        self._network = network
+        endpoints = settings.endpoints
+        self._in = network.router(
+            endpoints.pictures, "endpoints.pictures", Domain.AGENTS, PICTURE_TUNING
+        )
+        self._on = network.publisher(endpoints.pictures_feed, "endpoints.pictures_feed", PASSING)
+
+    def look(self) -> None:
+        """Take in the pictures that came, and pass them on."""
+        while receive_message(self._on) is not None:
+            pass  # subscriptions, which the socket itself obeys
         for _ in range(PICTURES_PER_TURN):
-            received = receive_from(self.eye, protected=self.network.protected)
+            received = receive_from(self._in, protected=self._network.protected)
             if received is None:
                 return
-            if self.network.allows(received.user_id):
-                self.pictures.take(received.frames, received.user_id)
+            if not self._network.allows(received.user_id):
+                continue
+            shown = self.pictures.take(received.frames, received.user_id)
+            if shown is not None:
+                one = shown.picture
+                self.moments.offer(shown.run_id, one.boot_id, one.env, one.seq, bytes(one.jpeg))
+                send_message(self._on, [f"{TOPIC}{one.boot_id}".encode(), *received.frames])
+
+    def close(self) -> None:
+        """Close the sockets."""
+        self._in.close()
+        self._on.close()

@@ -81,9 +81,13 @@ class Network:
             ),
         )
 
-    def publisher(self, endpoint: str, what: str) -> zmq.Socket[bytes]:
+    def publisher(
+        self, endpoint: str, what: str, tuning: SocketTuning = DEFAULT_TUNING
+    ) -> zmq.Socket[bytes]:
         """A bound XPUB; raises as :meth:`router`."""
-        return _named(what, lambda: bind_publisher(self.context, endpoint, keys=self._keys))
+        return _named(
+            what, lambda: bind_publisher(self.context, endpoint, keys=self._keys, tuning=tuning)
+        )
 
     def dealer(self, endpoint: str) -> zmq.Socket[bytes]:
         """A DEALER to another service, under this service's own key."""

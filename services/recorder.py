@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 import zmq
 
 from interlatent_live import __version__
+from interlatent_live.console.pictures import PASSING, TOPIC
 from interlatent_live.errors import UserError, WireError
 from interlatent_live.feed.documents import Topic
 from interlatent_live.logs import get_logger
@@ -32,16 +33,15 @@ from interlatent_live.wire.security import Domain
 from interlatent_live.wire.sockets import connect_subscriber, receive_message
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from interlatent_live.config import Settings
     from interlatent_live.services.receiving import Received
     from interlatent_live.wire.keys import ClientKeys
 
 RECORDED_TOPICS: Final = (Topic.AGENTS, Topic.CLAIMS, Topic.NARRATION, Topic.ALERTS)
-PICTURES: Final = "frame"
-"""What topics of pictures begin with: the word of their kind on the wire."""
 DOCUMENTS_A_TURN: Final = 256
+PICTURES_A_TURN: Final = 16
 HOUSEKEEPING_S: Final = 1.0
 DAY_S: Final = 86_400.0
 
@@ -98,6 +98,7 @@ def recorder_options(settings: Settings) -> RecorderOptions:
         foxglove=options.foxglove,
         compression=Compression(options.compression),
         durable=options.durable,
+        picture_bytes_per_s=options.picture_bytes_per_s,
     )
 
 
@@ -112,7 +113,11 @@ class RecorderService:
         )
         keys = settings.security.keys
         viewer = None if keys is None else ServerKeys.load(keys).client()
-        self._feeds = FeedTap(network, settings.endpoints.feeds(), viewer)
+        endpoints = settings.endpoints
+        wanted = settings.recorder.picture_bytes_per_s > 0
+        self._feeds = FeedTap(
+            network, endpoints.feeds(), endpoints.pictures_feed if wanted else None, viewer
+        )
 
     def run(self, runtime: ServiceRuntime) -> None:
         """Turn until stopped."""
@@ -186,11 +191,21 @@ class RecorderService:
 class FeedTap:
     """Documents and pictures of the feeds as they travel, and how many were missed."""
 
-    def __init__(self, network: Network, endpoints: Sequence[str], keys: ClientKeys | None) -> None:
-        words = [*(topic.value for topic in RECORDED_TOPICS), PICTURES]
-        self.sockets = [
-            connect_subscriber(network.context, one, words, keys=keys) for one in endpoints
-        ]
+    def __init__(
+        self,
+        network: Network,
+        endpoints: Sequence[str],
+        pictures: str | None,
+        keys: ClientKeys | None,
+    ) -> None:
+        words = [topic.value for topic in RECORDED_TOPICS]
+        context = network.context
+        self.sockets = [connect_subscriber(context, one, words, keys=keys) for one in endpoints]
+        self._eye = (
+            None
+            if pictures is None
+            else connect_subscriber(context, pictures, [TOPIC], keys=keys, tuning=PASSING)
+        )
         self.missed = 0
         """Documents that a full queue, or a pause of ours, has cost."""
         self._next: dict[tuple[str, str], int] = {}
@@ -211,14 +226,26 @@ class FeedTap:
                 if isinstance(message, Document):
                     self._count(message)
                     found.append(message)
-                elif isinstance(message, Picture):
-                    found.append(message)
-        return found
+        return [*found, *self._pictures()]
+
+    def _pictures(self) -> Iterator[Picture]:
+        """Pictures that are here; they come when they come, and wake nobody."""
+        for _ in range(PICTURES_A_TURN):
+            frames = None if self._eye is None else receive_message(self._eye)
+            if frames is None:
+                return
+            try:
+                message = decode(frames[1:])
+            except WireError:
+                continue
+            if isinstance(message, Picture):
+                yield message
 
     def close(self) -> None:
         """Close the sockets."""
-        for socket in self.sockets:
-            socket.close()
+        for socket in (*self.sockets, self._eye):
+            if socket is not None:
+                socket.close()
 
     def _count(self, document: Document) -> None:
         key = (document.source, document.topic)

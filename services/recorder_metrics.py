@@ -55,6 +55,11 @@ class RecorderMetrics(Collector):
             ("failures", "Times the disk refused.", counts.failures),
         ):
             yield CounterMetricFamily(f"interlatent_recorded_{name}", help_, value=value)
+        yield CounterMetricFamily(
+            "interlatent_recorder_pictures_skipped",
+            "Pictures beyond the bytes that they may take.",
+            value=counts.pictures_skipped,
+        )
         missed = CounterMetricFamily(
             "interlatent_recorder_documents_missed",
             "Documents that are in no file, by why.",

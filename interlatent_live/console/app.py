@@ -42,6 +42,7 @@ from interlatent_live.console.comparison import router as comparison_router
 from interlatent_live.console.conditions import router as conditions_router
 from interlatent_live.console.control_routes import ControlDoor
 from interlatent_live.console.control_routes import router as control_router
+from interlatent_live.console.exemplar_pictures import router as moments_router
 from interlatent_live.console.feed_socket import serve_feed
 from interlatent_live.console.guard import Guard
 from interlatent_live.console.incidents import router as incidents_router
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     from interlatent_live.console.branches import BranchFolder, BranchJobs
     from interlatent_live.console.broadcast import Broadcast
     from interlatent_live.console.control_link import ControlLink
+    from interlatent_live.console.exemplar_pictures import ExemplarPictures
     from interlatent_live.console.history import StepHistory
     from interlatent_live.console.pictures import PictureHub
     from interlatent_live.console.recordings_routes import RecordingReader
@@ -105,6 +107,8 @@ class Sources:
     """What metrics were around interventions; None: it is not kept."""
     pictures: PictureHub | None = None
     """What agents look at; None: no pictures are taken."""
+    moments: ExemplarPictures | None = None
+    """What they looked at in the moments on features' cards; None: none are kept."""
     recordings: RecordingReader | None = None
     """Reads recordings; None: there is no folder of them."""
     branches: tuple[BranchFolder, BranchJobs] | None = None
@@ -138,6 +142,8 @@ def make_app(sources: Sources) -> FastAPI:
         app.include_router(conditions_router(sources.history), prefix=PREFIX)
     if sources.pictures is not None:
         app.include_router(pictures_router(sources.pictures), prefix=PREFIX)
+    if sources.moments is not None:
+        app.include_router(moments_router(sources.moments), prefix=PREFIX)
     app.include_router(recordings_router(sources.recordings), prefix=PREFIX)
     if sources.branches is not None:
         app.include_router(branches_router(*sources.branches, access), prefix=PREFIX)

@@ -23,7 +23,7 @@ from interlatent_live.wire.speaking import may_speak
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from interlatent_live.feed.documents import AgentsDocument
+    from interlatent_live.feed.documents import AgentsDocument, AgentStatus
 
 LARGEST: Final = 64 * 1024
 """Bytes of a JPEG."""
@@ -36,6 +36,13 @@ LIMITS: Final = Limits(header_bytes=4096, body_bytes=LARGEST, picture_bytes=LARG
 TUNING: Final = SocketTuning(
     receive_queue=2, receive_buffer=128 * 1024, largest_message=LARGEST + 8192
 )
+PASSING: Final = SocketTuning(
+    send_queue=8, receive_queue=8, send_buffer=128 * 1024, receive_buffer=128 * 1024,
+    largest_message=LARGEST + 8192,
+)  # fmt: skip
+"""Of the way on to a recorder, on either side: a few pictures, and then they are dropped."""
+TOPIC: Final = "frame/"
+"""What topics of pictures begin with, the boot follows: the word of their kind on the wire."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,36 +54,52 @@ class Held:
     at_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A picture of a run that is known."""
+
+    picture: Picture
+    run_id: str
+
+
 class PictureHub:
     """Keeps one picture for each boot. One thread takes in; any thread asks."""
 
     def __init__(self) -> None:
         self.refused = 0
         self._held: OrderedDict[str, Held] = OrderedDict()
-        self._agents: dict[str, str] = {}
+        self._agents: dict[str, AgentStatus] = {}
 
     def describe(self, document: AgentsDocument) -> None:
         """Learn which agent a boot belongs to."""
-        self._agents = {one.boot_id: one.agent for one in document.agents}
+        self._agents = {one.boot_id: one for one in document.agents}
 
-    def take(self, frames: Sequence[bytes | memoryview], user_id: str) -> None:
-        """Take in a message of an agent; what is no picture is counted."""
+    def take(self, frames: Sequence[bytes | memoryview], user_id: str) -> Shown | None:
+        """Take in a message of an agent; what is no picture is counted.
+
+        Returns:
+            The picture and its run, where it is one that others may have too.
+        """
         try:
             picture = decode(frames, LIMITS)
         except WireError:
             self.refused += 1
-            return
+            return None
         if not isinstance(picture, Picture) or bytes(picture.jpeg[:3]) != JPEG:
             self.refused += 1
-            return
+            return None
         now = time.monotonic()
         before = self._held.get(picture.boot_id)
         if before is not None and now - before.at_s < AGAIN_S:
-            return
+            return None
         self._held[picture.boot_id] = Held(picture, user_id, now)
         self._held.move_to_end(picture.boot_id)
         while len(self._held) > MOST_BOOTS:
             self._held.popitem(last=False)
+        agent = self._agents.get(picture.boot_id)
+        if agent is None or not may_speak(user_id, agent.agent):
+            return None
+        return Shown(picture, agent.run_id)
 
     def newest(self, agent: str) -> Held | None:
         """The newest picture of an agent, if it is not long ago."""
@@ -84,7 +107,8 @@ class PictureHub:
         found = [
             one
             for boot, one in list(self._held.items())
-            if self._agents.get(boot) == agent
+            if boot in self._agents
+            and self._agents[boot].agent == agent
             and may_speak(one.user_id, agent)
             and now - one.at_s < STALE_S
         ]

@@ -12,6 +12,7 @@ from interlatent_live.queries import messages as m
 from interlatent_live.queries.desk import Desk
 from interlatent_live.queries.items import metric_items, source
 from interlatent_live.queries.paging import page_of_list
+from interlatent_live.statistics.exemplars import ExemplarRows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,6 +93,8 @@ class Answerer:
                 return comparing.compare(desk, question), {}
             case m.Table():
                 return comparing.table(desk, question)
+            case m.Exemplars():
+                return self._exemplars(question)
 
     def _runs(self, question: m.Runs) -> m.RunsAnswer:
         items = [self._run(run) for run in self._core.runs()]
@@ -129,3 +132,15 @@ class Answerer:
             )
         page, cursor = page_of_list(question, items, lambda item: item.source.hook_point)
         return m.HookPointsAnswer(items=page, next_cursor=cursor, matched=len(items))
+
+    def _exemplars(self, question: m.Exemplars) -> tuple[m.ExemplarsAnswer, Arrays]:
+        run = self._core.find_run(question.run)
+        manifest = run.manifest
+        found = [one.correlator.exemplar_rows() for one in self._core.streams(manifest.run_id)]
+        rows = ExemplarRows.joined(found)
+        answer = m.ExemplarsAnswer(
+            run_id=manifest.run_id, copies=manifest.env_count, boots=dict(run.bases)
+        )
+        return answer, {
+            "position": rows.position, "env": rows.env, "t": rows.t, "after": rows.after
+        }  # fmt: skip

@@ -176,6 +176,12 @@ class Table(About, frozen=True, kw_only=True, tag="table"):
     count: Annotated[int, Meta(ge=1, le=65_536)] = 4096
 
 
+class Exemplars(Question, frozen=True, kw_only=True, tag="exemplars"):
+    """Which rows of a run are exemplars of some feature: those whose pictures are worth keeping."""
+
+    run: Name = ""
+
+
 AnyQuestion = (
     Runs
     | HookPoints
@@ -190,6 +196,7 @@ AnyQuestion = (
     | Snapshots
     | Compare
     | Table
+    | Exemplars
 )
 
 
@@ -587,6 +594,19 @@ class TableAnswer(Answer, frozen=True, kw_only=True, tag="table"):
     reasons: list[str]
 
 
+class ExemplarsAnswer(Answer, frozen=True, kw_only=True, tag="exemplars"):
+    """Columns ``position``, ``env``, ``t`` and ``after`` follow as raw buffers, one row each.
+
+    ``position`` is a row's number in the run and ascends; ``after`` is how many steps of the same
+    episode are known to follow, a few at most.
+    """
+
+    run_id: str
+    copies: int
+    boots: dict[str, int]
+    """By boot of the agent, the run's number of the boot's row 0."""
+
+
 AnyAnswer = (
     RunsAnswer
     | HookPointsAnswer
@@ -600,6 +620,7 @@ AnyAnswer = (
     | SnapshotsAnswer
     | CompareAnswer
     | TableAnswer
+    | ExemplarsAnswer
 )
 
 

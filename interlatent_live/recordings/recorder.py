@@ -45,6 +45,10 @@ RETRY_S: Final = 2.0
 """How often it is tried again after the disk refused."""
 LOOK_S: Final = 30.0
 """How often files are looked at that have grown too old."""
+PICTURES_SAVED_S: Final = 4.0
+"""Seconds whose bytes of pictures can be saved up."""
+LARGEST_PICTURE: Final = 64 * 1024 * 7 / 3
+"""Bytes that the largest picture takes, with Foxglove's copy."""
 ROOM: Final = 64 * 1024
 """Bytes that must be free beside what waits before a file is begun after the disk refused."""
 
@@ -65,6 +69,8 @@ class RecorderOptions:
     foxglove: bool = True
     compression: Compression = Compression.ZSTD
     durable: bool = False
+    picture_bytes_per_s: int = 64 * 1024
+    """Bytes of pictures that may be written a second, over a while; 0: none are."""
 
 
 @dataclass(slots=True)
@@ -79,6 +85,8 @@ class RecorderCounts:
     """Documents and pictures."""
     documents_missed: int = 0
     """Those that came while the disk refused."""
+    pictures_skipped: int = 0
+    """Pictures beyond the bytes that they may take."""
     documents_redacted: int = 0
     """Those that redaction left nothing of."""
     removed: int = 0
@@ -163,6 +171,8 @@ class Recorder:
         self._current: _Current | None = None
         self._retry_at = 0.0
         self._look_at = 0.0
+        self._picture_at = clock()
+        self._picture_bytes = LARGEST_PICTURE
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -227,12 +237,29 @@ class Recorder:
             self._say(replace(message, payload=payload), lossy=True)
 
     def picture(self, message: Picture) -> None:
-        """A picture of a stream that is recorded."""
-        if message.boot_id in self._streams:
-            if self._current is None:
-                self.counts.documents_missed += 1
-            else:
-                self._say(message, lossy=True)
+        """A picture of a stream that is recorded, as far as its bytes go."""
+        if message.boot_id not in self._streams or self._options.picture_bytes_per_s == 0:
+            return
+        if self._current is None:
+            self.counts.documents_missed += 1
+        elif self._affords(message):
+            self._say(message, lossy=True)
+        else:
+            self.counts.pictures_skipped += 1
+
+    def _affords(self, picture: Picture) -> bool:
+        """Whether the bytes of a picture may be written now; takes them, if so."""
+        rate, now = self._options.picture_bytes_per_s, self._clock()
+        since, self._picture_at = now - self._picture_at, now
+        # Saved up for a while, so that one is written now and then however small the rate is.
+        most = max(PICTURES_SAVED_S * rate, LARGEST_PICTURE)
+        self._picture_bytes = min(most, self._picture_bytes + rate * since)
+        # Foxglove's copy is in base64: four bytes for three.
+        size = len(picture.jpeg) * (7 if self._options.foxglove else 3) / 3
+        if size > self._picture_bytes:
+            return False
+        self._picture_bytes -= size
+        return True
 
     def ended(self, bye: Bye) -> None:
         """A stream said goodbye."""

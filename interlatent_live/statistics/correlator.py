@@ -23,6 +23,7 @@ from interlatent_live.statistics.config import ALL, CorrelatorConfig
 from interlatent_live.statistics.deep import Deep
 from interlatent_live.statistics.drift import PaneSummary
 from interlatent_live.statistics.episodes import EpisodeLog, LogRows
+from interlatent_live.statistics.exemplars import ExemplarRows
 from interlatent_live.statistics.lead_lag import lag_profile
 from interlatent_live.statistics.moments import Layout, PaneSums, Rows
 from interlatent_live.statistics.profile import QUANTILES, ProfileTable, associations
@@ -774,20 +775,12 @@ class Correlator:
             raise UserError(f"feature {feature} is outside the deep set; name it in deep_set")
         return self.deep, slot
 
-    def exemplar_positions(self) -> NDArray[np.uint64]:
-        """Global row numbers of every exemplar kept, whose frames are worth keeping."""
+    def exemplar_rows(self) -> ExemplarRows:
+        """Every row that is an exemplar now or may be shown as one, of any feature."""
         self.finish()
-        if self.deep is None:
-            return np.zeros(0, np.uint64)
-        best, drawn = self.deep.best, self.deep.random
-        return np.unique(
-            np.concatenate(
-                (
-                    best.position[np.isfinite(best.score)],
-                    drawn.position[np.isfinite(drawn.score)],
-                )
-            )
-        )
+        deep = self.deep
+        tables = () if deep is None else (deep.best, deep.random, deep.sample)
+        return ExemplarRows.of([one.chosen() for one in tables])
 
     @property
     def grid(self) -> Grid | None:

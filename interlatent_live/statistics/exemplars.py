@@ -16,7 +16,7 @@ import numpy as np
 from interlatent_live.statistics.hashing import mix
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -53,6 +53,31 @@ class Exemplar:
     """Rank of the activation within the sample, for quantile exemplars."""
     distance: float | None = None
     """Standardised distance to the on-rows' mean, for near misses."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ExemplarRows:
+    """Which rows are exemplars, of any feature; [rows] each, the position ascending."""
+
+    position: NDArray[np.int64]
+    env: NDArray[np.int32]
+    t: NDArray[np.int32]
+    after: NDArray[np.int32]
+    """Steps of the same episode that are known to follow, at most as many as the context has."""
+
+    @classmethod
+    def of(cls, columns: Sequence[NDArray[np.int64]]) -> ExemplarRows:
+        """Of tables [rows, 4] of position, env, t and after; each row once."""
+        rows = np.concatenate([np.zeros((0, 4), np.int64), *columns])
+        # Of a row in several tables, the one that knows most of what follows.
+        rows = rows[np.lexsort((-rows[:, 3], rows[:, 0]))]
+        rows = rows[np.diff(rows[:, 0], prepend=-1) > 0]
+        return cls(rows[:, 0], *(rows[:, i].astype(np.int32) for i in (1, 2, 3)))
+
+    @classmethod
+    def joined(cls, several: Sequence[ExemplarRows]) -> ExemplarRows:
+        """The rows of several hook points of a run."""
+        return cls.of([np.column_stack((s.position, s.env, s.t, s.after)) for s in several])
 
 
 @dataclass(slots=True)
@@ -165,6 +190,14 @@ class BestRows:
             context=self.around[feature, slot].copy(),
         )
 
+    def chosen(self) -> NDArray[np.int64]:
+        """[kept, 4] position, env, t and known steps after it, of every row kept."""
+        kept = np.isfinite(self.score)
+        follows = np.isfinite(self.around[:, :, self.context + 1 :]).any(axis=-1, keepdims=True)
+        after = np.cumprod(follows[kept][..., 0], axis=1).sum(axis=1)
+        columns = (self.position[kept], self.env[kept], self.t[kept], after)
+        return np.column_stack([one.astype(np.int64) for one in columns])
+
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays."""
@@ -258,6 +291,11 @@ class RowSample:
         self.priority = priority[order]
         for name in ("position", "env", "t", "metrics"):
             setattr(self, name, np.concatenate((getattr(self, name), getattr(other, name)))[order])
+
+    def chosen(self) -> NDArray[np.int64]:
+        """[rows, 4] as :meth:`BestRows.chosen`; nothing is known of what follows."""
+        columns = (self.position, self.env, self.t, np.zeros(len(self)))
+        return np.column_stack([one.astype(np.int64) for one in columns])
 
     def activation(self, feature: int) -> Floats:
         """[rows] activation of one feature, 0 where off."""

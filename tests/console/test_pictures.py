@@ -25,7 +25,7 @@ JPEG = b"\xff\xd8\xff\xe0 a picture"
 
 class Agent:
     def __init__(self, boot_id, agent):
-        self.boot_id, self.agent = boot_id, agent
+        self.boot_id, self.agent, self.run_id = boot_id, agent, f"run of {boot_id}"
 
 
 class Document:
@@ -161,6 +161,17 @@ def test_a_key_shows_pictures_of_its_own_agent_only(http):
     time.sleep(0.06)
     http.hub.take(frames(), "agent/walker/1")
     assert http.get("/agents/walker/picture").status_code == 200
+
+
+def test_only_what_others_may_have_is_passed_on():
+    hub = PictureHub()
+    assert hub.take(frames(), "") is None, "whose boot is it?"
+    hub.describe(Document(*(Agent(boot, "walker") for boot in ("boot", "two", "three"))))
+    assert hub.take(frames("two"), "agent/eve/1") is None
+    shown = hub.take(frames("three"), "agent/walker/1")
+    assert shown is not None
+    assert (shown.run_id, shown.picture.seq) == ("run of three", 7)
+    assert hub.take(frames("three"), "agent/walker/1") is None, "too soon after the last one"
 
 
 def test_the_camera_looks_only_when_there_is_time_to_spare():

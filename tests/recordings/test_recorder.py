@@ -101,6 +101,40 @@ def test_rows_are_done_with_only_once_the_operating_system_has_them(rig, tmp_pat
     assert recording.recorder.unwritten_bytes == 0
 
 
+def pictures_in(folder):
+    return [
+        one.message.seq
+        for file in files(folder)
+        for one in read_recording(file)
+        if isinstance(one.message, Picture)
+    ]
+
+
+def test_pictures_take_no_more_than_their_bytes_and_what_is_left_out_is_counted(rig, tmp_path):
+    recording = rig(picture_bytes_per_s=3000)
+    recording.hello()
+    jpeg = b"\xff\xd8\xff" + bytes(997)  # 2,333 bytes with Foxglove's copy
+    for number in range(600):
+        recording.recorder.picture(Picture("boot-1", number, 0, 8, 8, jpeg, START_NS))
+        recording.later(0.1)
+    recording.recorder.close()
+    kept = pictures_in(tmp_path)
+    # A minute's bytes, and what was saved up before it.
+    assert 60 * 3000 < len(kept) * 7000 / 3 <= 60 * 3000 + 160_000
+    assert kept[-1] > 590, "evenly, not the first ones only"
+    assert recording.recorder.counts.pictures_skipped == 600 - len(kept)
+    assert recording.recorder.counts.documents_missed == 0
+
+
+def test_without_bytes_for_pictures_none_is_recorded(rig, tmp_path):
+    recording = rig(picture_bytes_per_s=0)
+    recording.hello()
+    recording.recorder.picture(Picture("boot-1", 1, 0, 8, 8, b"\xff\xd8\xff", START_NS))
+    recording.later()
+    recording.recorder.close()
+    assert pictures_in(tmp_path) == []
+
+
 def test_a_chunk_does_not_wait_when_it_has_grown(rig, tmp_path, monkeypatch):
     recording = rig()
     monkeypatch.setattr("interlatent_live.recordings.recorder.CHUNK_BYTES", 2000)

@@ -9,11 +9,11 @@ from interlatent_live.errors import CorruptFileError, UserError
 from interlatent_live.statistics.comparison import compare_tables
 from interlatent_live.statistics.config import CorrelatorConfig
 from interlatent_live.statistics.correlator import Correlator
+from interlatent_live.statistics.exemplars import ExemplarRows
 from interlatent_live.statistics.export import SCHEMA, to_csv, to_pandas, to_parquet, to_polars
 from interlatent_live.statistics.memory import memory_bytes, memory_parts
 from interlatent_live.statistics.query import ProfileQuery, query_profiles
 from interlatent_live.statistics.snapshot import load_state, save_state
-from interlatent_live.statistics.thumbnails import Thumbnails
 from interlatent_live.stream import MetricSpec
 from tests.statistics.streams import codes_from_dense, part, sparse_dense, steps_of
 
@@ -194,23 +194,24 @@ def test_what_changed_since_an_earlier_profile_comes_first():
         compare_tables(before, correlator.table([1, 2]))
 
 
-def test_frames_of_exemplars_are_kept_in_bounded_bytes():
+def test_the_rows_of_exemplars_are_those_that_are_shown_with_what_follows_them():
     correlator = fed()
-    wanted = [int(p) for p in correlator.exemplar_positions()]
-    frames = Thumbnails(waiting_bytes=3000 * 10, kept_bytes=50 * 10)
-    for position in range(3000):
-        frames.offer(position, b"x" * 10)
-    frames.choose(wanted)
-    assert frames.held_kept == 500
-    assert set(frames.kept) <= set(wanted)
-    assert frames.get(wanted[0]) == b"x" * 10
-    frames.choose(wanted[:5])
-    assert sorted(frames.kept) == wanted[:5]
-    assert frames.held_kept == 50
-    for position in range(3000, 9000):
-        frames.offer(position, b"y" * 10)
-    assert frames.held_waiting <= 30_000
-    assert frames.dropped > 0
-    assert frames.get(3000) is None
-    frames.offer(1, b"z" * 40_000)
-    assert frames.get(1) is None
+    rows = correlator.exemplar_rows()
+    assert list(rows.position) == sorted(set(rows.position.tolist()))
+    at = {int(p): i for i, p in enumerate(rows.position)}
+    shown = [
+        one
+        for feature in range(correlator.n_features)
+        for some in correlator.exemplars(feature).values()
+        for one in some
+    ]
+    assert shown
+    for one in shown:
+        i = at[one.position]
+        assert (rows.env[i], rows.t[i]) == (one.env, one.t)
+        later = np.isfinite(one.context[len(one.context) // 2 + 1 :]).any(axis=1)
+        assert rows.after[i] >= np.cumprod(later).sum()
+    assert rows.after.max() > 0
+    again = ExemplarRows.joined([rows, rows])
+    assert again.position.tolist() == rows.position.tolist()
+    assert again.after.tolist() == rows.after.tolist()

@@ -205,6 +205,8 @@ export interface PairItem {
 
 export interface Exemplar {
   kind: string;
+  /** The row's number in the run. */
+  position: number;
   env: number;
   t: number;
   activation: number;
