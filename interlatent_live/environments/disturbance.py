@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, SupportsFloat
 import gymnasium
 import numpy as np
 
+from interlatent_live.environments.families import fetch
 from interlatent_live.environments.families.lunarlander import HALF_HEIGHT, HALF_WIDTH, STEP_SECONDS
 from interlatent_live.errors import UserError
 
@@ -201,12 +202,29 @@ class DisturbedWalker(_Disturbed):
         base.data.qvel[1] += strength * np.sin(angle)
 
 
+class DisturbedFetchReach(_Disturbed):
+    """A push moves the goal: to a place up to 15 cm from the gripper's first one along each axis.
+
+    That is where FetchReach draws its goals from, scaled by the push's strength.
+    """
+
+    step_seconds = fetch.STEP_SECONDS
+
+    def _push(self, strength: float) -> None:
+        base: Any = self.env.unwrapped
+        away = self._rng.uniform(-base.target_range, base.target_range, size=3)
+        base.goal = base.initial_gripper_xpos[:3] + strength * away
+
+
 _WRAPPERS: dict[str, type[_Disturbed]] = {
     "CartPole-v1": DisturbedCartPole,
     "LunarLander-v3": DisturbedLunarLander,
     "HalfCheetah-v5": DisturbedWalker,
     "Walker2d-v5": DisturbedWalker,
     "Humanoid-v5": DisturbedWalker,
+    "UnitreeG1-v0": DisturbedWalker,
+    "UnitreeG1Legs-v0": DisturbedWalker,
+    "FetchReachFlat-v4": DisturbedFetchReach,
 }
 
 

@@ -18,10 +18,12 @@ import numpy as np
 from interlatent_live.environments.families import (
     cartpole,
     driving,
+    fetch,
     humanoid,
     lunarlander,
     mspacman,
     mujoco,
+    unitree,
 )
 from interlatent_live.environments.families.family import Family
 from interlatent_live.errors import UserError
@@ -43,6 +45,9 @@ FAMILIES: Mapping[str, Family] = {
         mspacman.MSPACMAN,
         mspacman.MSPACMAN_FROM_PIXELS,
         driving.HIGHWAY,
+        unitree.G1,
+        unitree.G1_LEGS,
+        fetch.FETCH,
     )
 }
 _BY_BARE_ID: Mapping[str, Family] = {

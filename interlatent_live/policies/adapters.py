@@ -13,6 +13,7 @@ HUMANOID_V2_OBS = 376
 _CFRC_EXT_FROM = 292
 _SEEN = {
     Adapter.FRAMES_WITHOUT_RAM: slice(-RAM_BYTES),
+    Adapter.UNITREE_G1: slice(103),
 }
 """The part of an observation that the network is given, where the rest is for metrics only."""
 
@@ -31,6 +32,8 @@ def adapt(adapter: Adapter, obs: torch.Tensor) -> torch.Tensor:
         return _bytes_bits(obs)
     if adapter in _SEEN:
         return obs[:, _SEEN[adapter]]
+    if adapter is Adapter.APPEND_ONE:
+        return torch.cat([obs, obs.new_ones((len(obs), 1))], dim=1)
     return _humanoid_376(obs, cfrc_zero=adapter is Adapter.HUMANOID_V5_TO_376_CFRC_ZERO)
 
 

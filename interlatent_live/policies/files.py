@@ -22,6 +22,8 @@ from interlatent_live.policies.conv import ConvPolicy
 from interlatent_live.policies.conv_spec import conv_spec_from_json, is_conv
 from interlatent_live.policies.hashing import policy_hash
 from interlatent_live.policies.mlp import MlpPolicy
+from interlatent_live.policies.recurrent import RecurrentPolicy
+from interlatent_live.policies.recurrent_spec import is_recurrent, recurrent_spec_from_json
 from interlatent_live.policies.spec import spec_from_json
 
 if TYPE_CHECKING:
@@ -219,6 +221,8 @@ def _untrained(data: Any, tensors: dict[str, torch.Tensor]) -> MlpPolicy:
     """The module that a description and the normalisation beside the weights make."""
     if is_conv(data):
         return ConvPolicy(conv_spec_from_json(data))
+    if is_recurrent(data):
+        return RecurrentPolicy(recurrent_spec_from_json(data))
     mean, std = (_as_floats(tensors.get(key)) for key in ("obs_mean", "obs_std"))
     return MlpPolicy(spec_from_json(data, obs_mean=mean, obs_std=std))
 

@@ -28,8 +28,17 @@ if TYPE_CHECKING:
 SUFFIX: Final = ".actor.npz"
 
 
-def import_plain(source: Path, out: Path, *, name: str) -> LoadedPolicy:
+def import_plain(
+    source: Path, out: Path, *, name: str, environment: str = "", adapter: Adapter | None = None
+) -> LoadedPolicy:
     """Convert one ``NAME.actor.npz`` that a ``manifest.json`` beside its folder describes.
+
+    Args:
+        source: the file.
+        out: folder to write.
+        name: of the policy.
+        environment: Gymnasium id, where it is not the manifest's.
+        adapter: where that environment's observation is not what the manifest's adapter takes.
 
     Raises:
         UserError: when the file, its manifest entry, its environment or its licence is missing.
@@ -45,7 +54,7 @@ def import_plain(source: Path, out: Path, *, name: str) -> LoadedPolicy:
             "fetch the file again"
         )
     arrays = _arrays(source)
-    environment = str(entry["env_id"])
+    environment = environment or str(entry["env_id"])
     output = Output(entry["output"])
     low, high = _action_bounds(environment, output)
     mean, std = arrays.get("obs_mean"), arrays.get("obs_std")
@@ -53,7 +62,7 @@ def import_plain(source: Path, out: Path, *, name: str) -> LoadedPolicy:
         layer_sizes=(int(entry["obs_dim"]), *map(int, entry["hidden"]), int(entry["out_dim"])),
         activation=Activation.TANH if not entry["hidden"] else Activation(entry["activation"]),
         output=output,
-        adapter=_adapter(str(entry["obs_adapter"])),
+        adapter=_adapter(str(entry["obs_adapter"])) if adapter is None else adapter,
         obs_mean=None if mean is None else tuple(float(v) for v in mean.reshape(-1)),
         obs_std=None if std is None else tuple(float(v) for v in std.reshape(-1)),
         obs_clip=None if entry["obs_clip"] is None else float(entry["obs_clip"]),

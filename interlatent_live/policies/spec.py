@@ -55,6 +55,10 @@ class Adapter(StrEnum):
     """The 128 bytes of Ms. Pac-Man's RAM over 255, then their 1,024 bits, highest first."""
     FRAMES_WITHOUT_RAM = "frames_without_ram"
     """All but the console's 128 bytes at the end, which are there for metrics only."""
+    UNITREE_G1 = "unitree_g1"
+    """The first 103 numbers; what the simulator knows besides is there for metrics only."""
+    APPEND_ONE = "append_one"
+    """The observation and a constant 1, which a time feature has become."""
 
 
 @dataclass(frozen=True, slots=True)
