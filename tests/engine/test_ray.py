@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -86,7 +87,9 @@ def test_an_actor_that_does_not_answer_is_given_up_while_its_process_goes_on() -
         epochs = [int(line.split()[-1]) for line in lines]
         assert epochs == sorted(set(epochs))
         assert len(epochs) == 2
-        os.kill(actor, signal.SIGCONT)
+        # On a busy machine its raylet may have ended it meanwhile.
+        with suppress(ProcessLookupError):
+            os.kill(actor, signal.SIGCONT)
         until(lambda: not exists(zombie), "it ends as soon as it can be reached")
     assert status_of(engine, "one").phase is Phase.STOPPED
 
