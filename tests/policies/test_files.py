@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from interlatent_live.environments.arcade import MSPACMAN_PIXELS
+from interlatent_live.environments.driving import HIGHWAY_FAST
 from interlatent_live.errors import CorruptFileError, MismatchError, UserError
 from interlatent_live.policies.files import (
     DESCRIPTION,
@@ -25,6 +26,7 @@ from interlatent_live.policies.spec import Output
 NEEDS = {"LunarLander-v3": "Box2D", "HalfCheetah-v5": "mujoco", "Walker2d-v5": "mujoco"}
 NEEDS["Humanoid-v5"] = "mujoco"
 NEEDS[MSPACMAN_PIXELS] = "cv2"
+NEEDS[HIGHWAY_FAST] = "highway_env"
 
 
 @pytest.fixture
@@ -50,9 +52,11 @@ def test_the_demo_and_the_tests_find_their_policies():
 def test_recorded_returns_are_reproduced(name):
     loaded = load_policy(name)
     pytest.importorskip(NEEDS.get(loaded.environment, "gymnasium"))
-    env = gymnasium.make(loaded.environment)
     first = loaded.provenance.first_seed
     recorded = loaded.provenance.returns
+    if not recorded:
+        pytest.skip(f"the source of {name} gives no single returns")
+    env = gymnasium.make(loaded.environment)
     sampled = loaded.module.spec.output is Output.SOFTMAX
     if sampled or NEEDS.get(loaded.environment) == "mujoco":
         # Contacts and draws are chaotic: a last bit that another CPU rounds differently moves the
