@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="zoo",
-    help="Agents worth explaining: list, run, train, evaluate and report.",
+    help="Agents worth explaining: list, run, train, evaluate, report and compare.",
     no_args_is_help=True,
 )
 
@@ -215,6 +215,53 @@ def table(
     from interlatent_live.zoo.table import zoo_table
 
     print(zoo_table(out))
+
+
+@app.command()
+def compare(
+    family: Annotated[str, typer.Argument(help="What to compare: drivers.")],
+    out: Annotated[
+        Path, typer.Option(help="Receives FAMILY.json, FAMILY.md and FAMILY.png.")
+    ] = Path("docs/zoo"),
+    work: Annotated[
+        Path | None,
+        typer.Option(help="Drives, datasets and transcoders. [default: out/zoo/FAMILY]"),
+    ] = None,
+    episodes: Annotated[int, typer.Option(help="Per driver; a multiple of 10.", min=20)] = 100,
+    every_seed: Annotated[
+        bool, typer.Option(help="Judge every training seed, not only the median one.")
+    ] = False,
+    transcoders: Annotated[
+        Path | None,
+        typer.Option(help="Receives NAME/HOOK_POINT of each driver's transcoder, besides."),
+    ] = None,
+) -> None:
+    """Order agents that differ in one thing by what their features do, and hold it to the truth.
+
+    The drivers differ in their reward for speed. On one bank of states each driver's features with
+    a verified claim about speed are taken out; what that does to the advantage of FASTER orders the
+    drivers, beside random features and raw values. Killed and started again, it goes on.
+    """
+    from interlatent_live.errors import UserError
+    from interlatent_live.zoo.compare import compare_drivers, driver_entries
+    from interlatent_live.zoo.compare_report import summary_lines, write_files
+
+    if family != "drivers":
+        raise UserError(f"there is nothing to compare called {family!r}; there is: drivers")
+    _one_thread()
+    folder = work or Path("out") / "zoo" / family
+    with _Telling() as say:
+        made = compare_drivers(
+            driver_entries(),
+            folder,
+            say,
+            episodes=episodes,
+            every_seed=every_seed,
+            transcoders=transcoders,
+        )
+    print("\n".join(summary_lines(made)))
+    for path in write_files(made, out):
+        print(f"wrote {path}")
 
 
 def _work(entry: ZooEntry, work: Path | None) -> Path:
