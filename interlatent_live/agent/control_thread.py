@@ -21,6 +21,7 @@ import zmq
 
 from interlatent_live.agent.control import AgentControl, Published
 from interlatent_live.control.commands import Command, Operation
+from interlatent_live.control.delays import Delays
 from interlatent_live.control.machine import NEVER, ControlLimits, ControlMachine, Fate, Mode
 from interlatent_live.control.wire import (
     MOST_EVENTS,
@@ -124,6 +125,7 @@ class ControlThread:
         self._state_at = 0
         self._shown: tuple[object, ...] = ()
         self._greeted = False
+        self._delays = Delays()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="interlatent-control", daemon=True)
         self._thread.start()
@@ -214,16 +216,20 @@ class ControlThread:
             except WireError as error:
                 self.refused[error.reason] += 1
                 continue
+            late_ns = 0
+            if isinstance(message, Do | Beat) and message.sent_ns:
+                late_ns = self._delays.late_ns(message.sent_ns, time.monotonic_ns())
             match message:
                 case Do():
-                    self._send(socket, self._do(message))
+                    self._send(socket, self._do(message, message.late_ns + late_ns))
                 case EventsKept(boot_id=boot, number=number) if boot == self._hello.boot_id:
                     while self._unconfirmed and self._unconfirmed[0].number <= number:
                         self._unconfirmed.popleft()
                 case Beat(who=True):
                     self._greeted = False
+                    self._delays = Delays()  # another service, with another clock
 
-    def _do(self, message: Do) -> AgentAnswer:
+    def _do(self, message: Do, late_ns: int) -> AgentAnswer:
         command, machine = message.command, self._machine
         now = time.monotonic_ns()
         if command.energising and message.boot_id != self._hello.boot_id:
@@ -234,7 +240,7 @@ class ControlThread:
                 reason = f"the stop latch cannot be written, so the agent stays {machine.mode}"
             if reason:
                 return self._answer(command, reason)
-        answer = machine.receive(command, now)
+        answer = machine.receive(command, now, late_ns=late_ns)
         # In force from here on; the disk and everybody else come after.
         self._publish()
         self._keep_latch()

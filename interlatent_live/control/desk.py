@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from interlatent_live.config import CONTROL_REQUESTS
 from interlatent_live.control.commands import ENERGISING, Operation
+from interlatent_live.control.delays import Delays
 from interlatent_live.control.machine import Fate
 from interlatent_live.control.wire import (
     AgentAnswer,
@@ -127,6 +128,8 @@ class _Asked:
     submit: Submit
     at_ns: int
     boots: tuple[str, ...] = ()
+    late_ns: int = 0
+    """How long the request was held up on its way here."""
     second: str = ""
     """Who seconded it."""
 
@@ -165,6 +168,8 @@ class ControlDesk:
     _writes: dict[int, Any] = field(default_factory=dict)
     _tokens: int = 0
     _followers: dict[bytes, int] = field(default_factory=dict)
+    _delays: OrderedDict[bytes, Delays] = field(default_factory=OrderedDict)
+    """By operator's connection."""
     _rates: dict[str, _Rate] = field(default_factory=dict)
     _beat_ns: int = 0
     _out: deque[Instruction] = field(default_factory=deque)
@@ -180,7 +185,7 @@ class ControlDesk:
             return self._done()
         agent = self._agents.get(message.boot_id)
         if agent is None or agent.peer != peer:
-            self._out.append(ToAgentPeer(peer, Beat(who=True)))
+            self._out.append(ToAgentPeer(peer, Beat(who=True, sent_ns=now_ns)))
             return self._done()
         agent.heard_ns = now_ns
         match message:
@@ -196,11 +201,12 @@ class ControlDesk:
         self, peer: bytes, message: FromOperator, now_ns: int, wall_ns: int
     ) -> list[Instruction]:
         """Somebody asked something."""
+        late_ns = self._late(peer, message.sent_ns, wall_ns)
         match message:
             case Look():
                 self._look(peer, message, now_ns)
             case Submit():
-                self._submit(peer, message, now_ns, wall_ns)
+                self._submit(peer, message, now_ns, wall_ns, late_ns)
             case Second():
                 self._second(peer, message, now_ns)
         return self._done()
@@ -214,7 +220,7 @@ class ControlDesk:
                 )
             case _Asked() as asked:
                 asked.at_ns = now_ns
-                self._forward(asked, seal)
+                self._forward(asked, seal, now_ns)
             case (str() as boot, int() as number) if not problem:
                 agent = self._agents.get(boot)
                 if agent is not None:
@@ -248,7 +254,9 @@ class ControlDesk:
                 del self._agents[boot]
         if now_ns - self._beat_ns >= BEAT_NS:
             self._beat_ns = now_ns
-            self._out.extend(ToAgentPeer(one.peer, Beat()) for one in self._agents.values())
+            self._out.extend(
+                ToAgentPeer(one.peer, Beat(sent_ns=now_ns)) for one in self._agents.values()
+            )
         return self._done()
 
     def agents(self) -> tuple[tuple[str, AgentState | None], ...]:
@@ -342,9 +350,16 @@ class ControlDesk:
         )
         self._out.append(ToOperatorPeer(peer, answer))
 
-    def _submit(self, peer: bytes, submit: Submit, now_ns: int, wall_ns: int) -> None:
+    def _late(self, peer: bytes, sent_ns: int, wall_ns: int) -> int:
+        delays = self._delays.setdefault(peer, Delays())
+        self._delays.move_to_end(peer)
+        if len(self._delays) > MOST_REMEMBERED:
+            self._delays.popitem(last=False)
+        return delays.late_ns(sent_ns, wall_ns)
+
+    def _submit(self, peer: bytes, submit: Submit, now_ns: int, wall_ns: int, late_ns: int) -> None:
         command = submit.command
-        asked = _Asked(peer, submit, now_ns)
+        asked = _Asked(peer, submit, now_ns, late_ns=late_ns)
         known = self._results.get(submit.id)
         if known is not None:
             self._out.append(ToOperatorPeer(peer, known))
@@ -356,7 +371,7 @@ class ControlDesk:
         if why is not None:
             self._refuse(asked, *why, now_ns)
         elif not command.energising:
-            self._forward(asked, "")
+            self._forward(asked, "", now_ns)
             if command.operation is not Operation.RENEW:
                 self._write("commanded", _command_body(asked))
         elif self._large(asked):
@@ -460,7 +475,7 @@ class ControlDesk:
             self._ours.popitem(last=False)
         self._write("permitted", _command_body(asked), asked)
 
-    def _forward(self, asked: _Asked, seal: str) -> None:
+    def _forward(self, asked: _Asked, seal: str, now_ns: int) -> None:
         command = asked.submit.command
         # Of a flood of stops every one is forwarded, and as many are answered as have room.
         if command.energising or len(self._asked) < CONTROL_REQUESTS:
@@ -468,7 +483,9 @@ class ControlDesk:
         for boot in asked.boots:
             agent = self._agents.get(boot)
             if agent is not None:
-                message = Do(boot_id=boot, command=command, seal=seal)
+                message = Do(
+                    boot_id=boot, command=command, seal=seal, sent_ns=now_ns, late_ns=asked.late_ns
+                )
                 self._out.append(ToAgentPeer(agent.peer, message))
 
     def _refuse(self, asked: _Asked, word: str, reason: str, now_ns: int) -> None:

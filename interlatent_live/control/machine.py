@@ -199,6 +199,8 @@ class ControlMachine:
         # An agent that does not step must not be filled up by whoever sends it commands.
         self._pending: deque[Happening] = deque(maxlen=REMEMBERED)
         self._now = now_ns
+        self._late = 0
+        """How long the command at hand was held up on its way, ns."""
         self._ever_overseen = False
         self._check_oversight()
         self._decision = self._decide()
@@ -240,9 +242,17 @@ class ControlMachine:
 
     # -- what happens ---------------------------------------------------------------------------
 
-    def receive(self, command: Command, now_ns: int) -> Answer:
-        """Obey or refuse a command; the answer says which and why."""
+    def receive(self, command: Command, now_ns: int, *, late_ns: int = 0) -> Answer:
+        """Obey or refuse a command; the answer says which and why.
+
+        Args:
+            command: what is asked.
+            now_ns: the clock now.
+            late_ns: how long it was held up on its way. A lease counts from when its renewal was
+                made; all else from when it is received.
+        """
         self.tick(now_ns)
+        self._late = max(0, late_ns)
         known = self._answers.get(command.command_id)
         digest = command.digest()
         if known is not None:
@@ -284,6 +294,7 @@ class ControlMachine:
     def refusal(self, command: Command, now_ns: int) -> str:
         """Why the command would be refused now; empty when it would be obeyed (or was before)."""
         self.tick(now_ns)
+        self._late = 0
         return "" if command.command_id in self._answers else next(self._reasons(command), "")
 
     def ask(self, question_id: str, rule: str, timeout_ns: int, now_ns: int) -> None:
@@ -338,6 +349,8 @@ class ControlMachine:
                 )
             if self._limits.require_oversight and not self._leases:
                 yield "this agent acts under oversight only: hold a lease first"
+        if operation is Operation.RENEW and self._renewed_until(command) <= self._now:
+            yield f"the renewal was held up for {self._late / 1e9:.1f} s: renew again"
         if operation in {Operation.STEP, Operation.RESUME}:
             yield from self._reasons_against_going_on(operation)
         if operation in ANSWERING:
@@ -422,7 +435,9 @@ class ControlMachine:
                 self._stop()
             case Operation.RENEW:
                 self._ever_overseen = True
-                self._leases[command.lease] = self._now + min(command.ttl_ns, self._limits.lease_ns)
+                # A renewal that was overtaken by a later one takes nothing from it.
+                until = self._leases.get(command.lease, 0)
+                self._leases[command.lease] = max(until, self._renewed_until(command))
                 return  # every second; not worth a line in a journal
             case Operation.RELEASE:
                 self._lose(command.lease)
@@ -430,6 +445,9 @@ class ControlMachine:
             case _:
                 self._obey_answer(command)
         self._note(command, Fate.APPLIED)
+
+    def _renewed_until(self, command: Command) -> int:
+        return self._now - self._late + min(command.ttl_ns, self._limits.lease_ns)
 
     def _obey_answer(self, command: Command) -> None:
         question = self._question

@@ -174,6 +174,10 @@ class Do(_Message, frozen=True, kw_only=True, tag="do"):
     command: Command
     seal: Name = ""
     """Seal of the audit's entry that permits it; agents keep it."""
+    sent_ns: Count = 0
+    """The service's monotonic clock, by which agents tell what was held up; 0: not said."""
+    late_ns: Count = 0
+    """How long it had been held up before. A lease counts from when its renewal was made."""
 
 
 class EventsKept(_Message, frozen=True, kw_only=True, tag="kept"):
@@ -187,6 +191,8 @@ class Beat(_Message, frozen=True, kw_only=True, tag="beat"):
     """The service is there; ``who`` asks for a hello."""
 
     who: bool = False
+    sent_ns: Count = 0
+    """As in :class:`Do`."""
 
 
 ToAgent = Do | EventsKept | Beat

@@ -143,7 +143,7 @@ def test_a_desk_that_forwards_before_it_writes_is_caught(monkeypatch):
 
     def hasty(self, asked):
         permit(self, asked)
-        self._forward(asked, "")
+        self._forward(asked, "", 0)
 
     said = broken_by(monkeypatch, ControlDesk, "_permit", hasty)
     assert "without its audit entry" in said

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from interlatent_live.control.commands import ANSWERING, Change, Command, Operation
+from interlatent_live.control.delays import Delays
 from interlatent_live.control.desk import ControlDesk, ToAgentPeer, ToOperatorPeer, Write
 from interlatent_live.control.machine import ControlLimits, ControlMachine, Mode
 from interlatent_live.control.turns import TurnReader
@@ -58,6 +59,7 @@ class _Agent:
     boot: str
     machine: ControlMachine
     reader: TurnReader = field(default_factory=TurnReader)
+    delays: Delays = field(default_factory=Delays)
     stalled_until: int = 0
     """The control thread does nothing until then; the acting thread goes on."""
     waiting: list[Do] = field(default_factory=list)
@@ -281,7 +283,8 @@ class World:
             if machine.refusal(command, self.now):
                 return
             self._latched = False
-        answer = machine.receive(command, self.now)
+        late = message.late_ns + agent.delays.late_ns(message.sent_ns, self.now)
+        answer = machine.receive(command, self.now, late_ns=late)
         self._keep_latch(agent)
         if answer.accepted:
             self.count[str(command.operation)] += 1
@@ -291,7 +294,8 @@ class World:
         if took_effect and command.energising and command.command_id not in self._permitted:
             self.broken.append(f"{command.command_id} took effect without its audit entry")
         if command.operation is Operation.RENEW and answer.accepted:
-            agent.leases[command.lease] = self.now + min(command.ttl_ns, LIMITS.lease_ns)
+            until = self.now - late + min(command.ttl_ns, LIMITS.lease_ns)
+            agent.leases[command.lease] = max(agent.leases.get(command.lease, 0), until)
         if command.operation is Operation.RELEASE:
             agent.leases.pop(command.lease, None)
         if command.operation is Operation.INTERVENE and command.command_id not in known:
