@@ -1,7 +1,6 @@
 """Pictures from the acting thread to a browser: bounded, dropped first, never in a step's way."""
 
 import io
-import threading
 import time
 
 import numpy as np
@@ -14,7 +13,7 @@ from PIL import Image
 from interlatent_live.agent.pictures import LARGEST_JPEG, Pictures, encode_jpeg
 from interlatent_live.agent.tap import Tap
 from interlatent_live.console.pictures import MOST_BOOTS, PictureHub, router
-from interlatent_live.demo.camera import Camera
+from interlatent_live.demo.camera import OLD_S, Camera
 from interlatent_live.errors import UserError
 from interlatent_live.wire.codec import encode_picture
 from interlatent_live.wire.messages import Picture
@@ -174,23 +173,24 @@ def test_only_what_others_may_have_is_passed_on():
     assert hub.take(frames("three"), "agent/walker/1") is None, "too soon after the last one"
 
 
+class Sink:
+    due = True
+
+    def __init__(self):
+        self.offered = 0
+
+    def offer(self, _):
+        self.offered += 1
+
+
 def test_the_camera_looks_only_when_there_is_time_to_spare():
-    class Sink:
-        due = True
-
-        def __init__(self):
-            self.offered = 0
-
-        def offer(self, _):
-            self.offered += 1
-
-    sink, lock = Sink(), threading.Lock()
-
     def render():
-        with lock:
-            time.sleep(0.01)
+        until_s = time.thread_time() + 0.01
+        while time.thread_time() < until_s:
+            pass
         return np.zeros((2, 2, 3), np.uint8)
 
+    sink = Sink()
     camera = Camera(render, sink)
     camera.look(0.005)
     assert camera.looks == 0
@@ -198,4 +198,29 @@ def test_the_camera_looks_only_when_there_is_time_to_spare():
     assert camera.looks == 1
     sink.due = False
     camera.look(10.0)
+    assert camera.looks == 1
+
+
+def test_a_look_that_stood_still_ends_no_pictures():
+    waits = [0.0] * 4 + [0.05] * 8
+
+    def render():
+        time.sleep(waits.pop(0))  # others have the processor
+        return np.zeros((2, 2, 3), np.uint8)
+
+    camera = Camera(render, Sink())
+    for _ in range(8):
+        camera.look(0.04)
+    assert camera.looks == 8
+
+
+def test_an_old_picture_is_replaced_where_the_next_one_just_fits(monkeypatch):
+    camera = Camera(lambda: None, Sink())
+    monkeypatch.setattr(camera, "_took_s", [0.01])
+    camera.look(0.015)
+    assert camera.looks == 0
+    camera._seen_at -= OLD_S
+    camera.look(0.009)
+    assert camera.looks == 0, "it would make the next step late"
+    camera.look(0.015)
     assert camera.looks == 1
