@@ -193,8 +193,8 @@ class BestRows:
     def chosen(self) -> NDArray[np.int64]:
         """[kept, 4] position, env, t and known steps after it, of every row kept."""
         kept = np.isfinite(self.score)
-        follows = np.isfinite(self.around[:, :, self.context + 1 :]).any(axis=-1, keepdims=True)
-        after = np.cumprod(follows[kept][..., 0], axis=1).sum(axis=1)
+        follows = np.any(np.isfinite(self.around[:, :, self.context + 1 :]), axis=-1)
+        after = np.cumprod(np.asarray(follows)[kept], axis=1).sum(axis=1)
         columns = (self.position[kept], self.env[kept], self.t[kept], after)
         return np.column_stack([one.astype(np.int64) for one in columns])
 
