@@ -53,6 +53,7 @@ from interlatent_live.stream import Controller, Role, StepFlag
 from interlatent_live.transcoders.acting import acting_policy
 from interlatent_live.transcoders.collect import RolloutSettings, collect_rollouts
 from interlatent_live.transcoders.dataset import (
+    MANIFEST_FILE,
     ActivationDataset,
     DatasetWriter,
     Header,
@@ -60,6 +61,7 @@ from interlatent_live.transcoders.dataset import (
     MetricColumn,
     Rows,
     concatenate,
+    read_manifest,
 )
 from interlatent_live.transcoders.training.run import TrainRequest, train_dataset
 from interlatent_live.zoo.build import TRAINED, choose, seeds_of
@@ -193,11 +195,13 @@ def drive(drivers: Sequence[ZooEntry], work: Path, episodes: int, say: Say) -> l
     parts = episodes // PART
     for part in range(parts):
         for entry in drivers:
+            out = work / entry.name / f"part-{part}"
+            if (out / MANIFEST_FILE).is_file() and read_manifest(out).complete:
+                continue  # without making ten environments first
             done = part * len(drivers) + drivers.index(entry)
             say(f"driving {entry.name}: part {done + 1} of {parts * len(drivers)}")
             policy = acting_policy(entry.policy, environment=entry.environment)
             settings = RolloutSettings(episodes=PART, seed=SEED + part * PART, copies=PART)
-            out = work / entry.name / f"part-{part}"
             collect_rollouts(policy, entry.hook_points, out, settings)
     return [_read(work / entry.name, entry.hook_points[0], parts) for entry in drivers]
 
