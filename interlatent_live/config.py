@@ -49,6 +49,9 @@ MEBI: Final = 1024 * KIBI
 CONTROL_REQUESTS: Final = 256
 """Commands that may be on their way at once."""
 
+TRACED: Final = frozenset({"encoder", "correlator", "explainer"})
+"""Services that say what they do with a step."""
+
 ServiceName = Literal["encoder", "correlator", "explainer", "console", "control", "recorder"]
 
 # ------------------------------------------------------------------------------------ addresses
@@ -392,6 +395,20 @@ class SecuritySettings(_Section):
     """Whether /healthz and /metrics, which have no login, may listen beyond this machine."""
 
 
+class TracingSettings(_Section):
+    """Traces from a step to the claims it led to, for an OpenTelemetry collector."""
+
+    endpoint: Annotated[str, AfterValidator(_web_address)] | None = None
+    """Where spans are sent by OTLP over HTTP, such as http://127.0.0.1:4318/v1/traces; none:
+    nothing is traced. Needs the extra otel. No variable of OpenTelemetry's own has any effect."""
+    every_steps: Count = 1000
+    """Every so many-th step of each agent is traced."""
+    headers: Path | None = None
+    """File with headers for the collector, such as its key, one NAME: VALUE a line."""
+    spans: Annotated[int, Field(ge=512)] = 4096
+    """Most spans of a service that wait to be sent; further ones are dropped and counted."""
+
+
 class LoggingSettings(_Section):
     """What the services write about themselves."""
 
@@ -416,6 +433,7 @@ class Settings(BaseSettings):
     recorder: RecorderSettings = RecorderSettings()
     limits: LimitSettings = LimitSettings()
     security: SecuritySettings = SecuritySettings()
+    tracing: TracingSettings = TracingSettings()
     logging: LoggingSettings = LoggingSettings()
 
     @classmethod
@@ -526,7 +544,9 @@ class Settings(BaseSettings):
                 Buffer("message being written", limits.message_bytes),
             ),
         }
-        return BufferBudget(own[service])
+        traced = self.tracing.endpoint is not None and service in TRACED
+        spans = (Buffer("spans not yet sent", 2 * KIBI, self.tracing.spans),) if traced else ()
+        return BufferBudget((*own[service], *spans))
 
 
 # -------------------------------------------------------------------------------------- buffers

@@ -19,6 +19,7 @@ from interlatent_live.logs import get_logger
 from interlatent_live.pipeline.blocks import Blocks
 from interlatent_live.pipeline.catching_up import CatchUp
 from interlatent_live.pipeline.correlator import CorrelatorCore
+from interlatent_live.pipeline.tracing import OFF, RowTraces, Stage
 from interlatent_live.queries.answering import Answerer
 from interlatent_live.services.correlator_metrics import CorrelatorMetrics
 from interlatent_live.services.network import Network
@@ -27,6 +28,7 @@ from interlatent_live.services.receiver_service import LONGEST_POLL_MS, FeatureS
 from interlatent_live.services.replaying import FollowedRecordings
 from interlatent_live.services.runtime import ServiceRuntime
 from interlatent_live.services.saving import SnapshotThread
+from interlatent_live.services.tracing import Tracing
 from interlatent_live.statistics.config import CorrelatorConfig
 from interlatent_live.statistics.slices import parse_slices
 from interlatent_live.statistics.snapshot_folder import SnapshotFolder
@@ -77,8 +79,9 @@ def serve(settings: Settings, ownership: Path | None = None) -> None:
             budget=settings.buffers("correlator"),
         ) as runtime,
         Network(settings.security.keys) as network,
+        Tracing(settings, "correlator", runtime.registry) as tracing,
     ):
-        shell = CorrelatorShell(settings, owner)
+        shell = CorrelatorShell(settings, owner, RowTraces(tracing.every, tracing.emit))
         service = CorrelatorService(settings, network, shell)
         try:
             runtime.ready(**shell.restored)
@@ -186,9 +189,12 @@ class Intake:
 class CorrelatorShell:
     """Feeds the core and publishes its profiles at a steady pace."""
 
-    def __init__(self, settings: Settings, owner: Owner = EVERYTHING) -> None:
+    def __init__(
+        self, settings: Settings, owner: Owner = EVERYTHING, traces: RowTraces = OFF
+    ) -> None:
         options = settings.correlator
         self._owner = owner
+        self._traces = traces
         config = (
             CorrelatorConfig.core()
             if options.depth == "core"
@@ -337,11 +343,13 @@ class CorrelatorShell:
 
     def features(self, batch: FeatureBatch) -> bool:
         """Rows for the statistics: with others as a block, or held until recorded ones are in."""
+        self._traces.arrived(batch.boot_id, batch.steps)
         if self.catching_up or (self._catch_up is not None and self._core.catches_up(batch.run_id)):
             self._take(self._blocks.take(batch.boot_id))
             if self._held(batch.boot_id, batch):
                 return False
             self._intake.rows(batch)
+            self._traces.passed(Stage.CORRELATE, batch)
             return True
         self._take(self._blocks.add(batch))
         return False
@@ -359,6 +367,7 @@ class CorrelatorShell:
             self._done += [boot_id] * block.messages
             try:
                 self._intake.rows(block.batch)
+                self._traces.passed(Stage.CORRELATE, block.batch)
             except UserError as error:
                 self._log.warning("rows not used", boot=boot_id, why=str(error))
 

@@ -23,6 +23,7 @@ from interlatent_live.pipeline.encoder import EncoderCore
 from interlatent_live.pipeline.gathering import Gatherer
 from interlatent_live.pipeline.library import BUILT_IN, FolderLibrary, LibraryEncode
 from interlatent_live.pipeline.stages import StageTimes
+from interlatent_live.pipeline.tracing import RowTraces, Stage
 from interlatent_live.services.encoder_metrics import EncoderMetrics, VersionCounts
 from interlatent_live.services.network import Network
 from interlatent_live.services.publishing import FeedPublisher
@@ -30,6 +31,7 @@ from interlatent_live.services.receiving import open_receiver
 from interlatent_live.services.reloading import Reloader
 from interlatent_live.services.runtime import ServiceRuntime
 from interlatent_live.services.sending import FeatureSender
+from interlatent_live.services.tracing import Tracing
 from interlatent_live.wire.codec import encode_features
 from interlatent_live.wire.limits import DEFAULT_LIMITS
 from interlatent_live.wire.messages import FeaturesMessage, StepsMessage
@@ -70,8 +72,12 @@ def serve(settings: Settings) -> None:
 
         torch.set_num_threads(settings.encoder.threads)
         device = open_device(settings.encoder.device)
-        with Network(settings.security.keys) as network:
-            shell = EncoderShell(settings, network, runtime, device)
+        with (
+            Network(settings.security.keys) as network,
+            Tracing(settings, "encoder", runtime.registry) as tracing,
+        ):
+            traces = RowTraces(tracing.every, tracing.emit)
+            shell = EncoderShell(settings, network, runtime, device, traces)
             try:
                 shell.run()
             finally:
@@ -87,6 +93,7 @@ class EncoderShell:
         network: Network,
         runtime: ServiceRuntime,
         device: EncodeBackend,
+        traces: RowTraces,
     ) -> None:
         encoder, limits = settings.encoder, settings.limits
         self._runtime = runtime
@@ -98,6 +105,7 @@ class EncoderShell:
         self._prepared = PreparedEncoders(device, limit_bytes=encoder.weight_bytes)
         self._versions = VersionCounts()
         self._stages = StageTimes()
+        self._traces = traces
         self._core = EncoderCore(
             self._library,
             self._stages.encoding(LibraryEncode(self._prepared)),
@@ -234,6 +242,7 @@ class EncoderShell:
         return ()
 
     def _take(self, boot_id: str, message: StepsMessage | FeaturesMessage) -> None:
+        self._traces.arrived(boot_id, message.batch.steps)
         if isinstance(message, FeaturesMessage):
             self._take_features(boot_id, message)
             return
@@ -255,6 +264,7 @@ class EncoderShell:
 
     def _publish(self, batch: FeatureBatch) -> None:
         self._stages.encoded(batch.boot_id)
+        self._traces.passed(Stage.ENCODE, batch, last=False)
         if self._feed.wanted(Topic.FEATURES):
             self._feed.forward(Topic.FEATURES, encode_features(batch, sent_ns=batch.encoded_ns))
         for gathered in self._gatherer.add(batch, time.monotonic_ns()):
@@ -266,6 +276,7 @@ class EncoderShell:
             frames = encode_features(batch, sent_ns=batch.encoded_ns)
             for consumer in self._consumers:
                 consumer.offer(batch, frames)
+        self._traces.passed(Stage.PUBLISH, batch)
 
     def _done(self, boot_id: str) -> None:
         self._waiting[boot_id] -= 1

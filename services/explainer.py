@@ -29,11 +29,13 @@ from interlatent_live.logs import get_logger
 from interlatent_live.pipeline.calibration import load_calibrations
 from interlatent_live.pipeline.explainer import ExplainerCore, Pace, calibrations_from
 from interlatent_live.pipeline.looks import load_looks
+from interlatent_live.pipeline.tracing import ClaimTraces
 from interlatent_live.services.explainer_metrics import ExplainerMetrics
 from interlatent_live.services.network import Network
 from interlatent_live.services.receiver_service import FeatureService
 from interlatent_live.services.requests import RequestSocket
 from interlatent_live.services.runtime import ServiceRuntime
+from interlatent_live.services.tracing import Tracing
 from interlatent_live.services.writing import WriterThread
 from interlatent_live.services.writing_metrics import WriterMetrics
 from interlatent_live.wire.keys import ServerKeys
@@ -66,8 +68,9 @@ def serve(settings: Settings) -> None:
             budget=settings.buffers("explainer"),
         ) as runtime,
         Network(settings.security.keys) as network,
+        Tracing(settings, "explainer", runtime.registry) as tracing,
     ):
-        shell = ExplainerShell(settings)
+        shell = ExplainerShell(settings, ClaimTraces(tracing.every, tracing.emit))
         service = FeatureService("explainer", settings, network, shell)
         requests = _request_socket(settings, network)
         shell.requests = requests
@@ -107,10 +110,11 @@ def _request_socket(settings: Settings, network: Network) -> RequestSocket | Non
 class ExplainerShell:
     """Threads and queues around the core."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, traces: ClaimTraces | None = None) -> None:
         options = settings.explainer
         self._log = get_logger("services.explainer")
-        self._words = WriterThread(options) if options.writer != "builtin" else None
+        self._traces = traces or ClaimTraces(0, lambda _: None)
+        self._words = WriterThread(options, self._traces) if options.writer != "builtin" else None
         self._second_opinion = options.second_opinion
         if self._second_opinion and self._words is None:
             raise UserError(
@@ -189,10 +193,12 @@ class ExplainerShell:
 
     def features(self, batch: FeatureBatch) -> bool:
         """Hand rows to the worker; they are done with when it has taken them."""
+        self._traces.rows.arrived(batch.boot_id, batch.steps)
 
         def take() -> None:
             try:
                 self._core.features(batch)
+                self._traces.taken(batch)
             finally:
                 self._processed.append(batch.boot_id)
 
@@ -251,7 +257,9 @@ class ExplainerShell:
             while not self._stop.is_set():
                 self._take_in()
                 self._words_in_and_out()
+                began_ns = self._traces.now()
                 found = self._core.work()
+                self._traces.published(found, began_ns)
                 self._documents.extend(found)
                 if found:
                     self._evidence_bytes = self._core.evidence_bytes

@@ -21,6 +21,7 @@ from interlatent_live.explanations.scheduling import DraftCache, WriterQueue
 from interlatent_live.explanations.writers import LlmWriter, Usage, make_writer
 from interlatent_live.feed.documents import ClaimCost, CostsDocument
 from interlatent_live.logs import get_logger
+from interlatent_live.pipeline.tracing import ClaimTraces
 
 if TYPE_CHECKING:
     from interlatent_live.config import ExplainerSettings
@@ -59,7 +60,8 @@ class WriterThread:
         UserError: when the chosen writer lacks its key or model.
     """
 
-    def __init__(self, options: ExplainerSettings) -> None:
+    def __init__(self, options: ExplainerSettings, traces: ClaimTraces | None = None) -> None:
+        self._traces = traces or ClaimTraces(0, lambda _: None)
         self._log = get_logger("services.writing")
         self._budget = Budget(Limits(dollars=options.money_limit))
         writer = make_writer(
@@ -245,7 +247,9 @@ class WriterThread:
         self._ended(task)
 
     async def _write(self, key: Key, profile: FeatureProfile) -> None:
+        began_ns = self._traces.now()
         draft = await self._writer.write(profile)
+        self._traced(key, "word", began_ns, draft.usage, draft.fallback_reason or "")
         address = str(profile.address)
         self._book(self._ledger.worded, address, draft.usage)
         if draft.fallback_reason and draft.usage.requests == 0:
@@ -256,12 +260,20 @@ class WriterThread:
         self._done.append((key, draft))
 
     async def _judge(self, key: Key, claim: Claim, held_out: Evidence) -> None:
+        began_ns = self._traces.now()
         found = await detect(self._writer, claim, held_out)
+        self._traced(key, "judge", began_ns, found.usage)
         if found.usage.requests:
             self._book(self._ledger.judged, str(claim.address), found.usage)
         if found.refused:
             self._refused("limit")
         self._opinions.append((key, claim.version, found))
+
+    def _traced(self, key: Key, what: str, began_ns: int, usage: Usage, failed: str = "") -> None:
+        dollars = self._budget.price.of(usage)
+        self._traces.requested(
+            key, what, began_ns, model=self.name, usage=usage, dollars=dollars, failed=failed
+        )
 
     def _book(self, to: dict[str, Usage], address: str, usage: Usage) -> None:
         with self._lock:
