@@ -1,6 +1,6 @@
 """Drivers that differ in their reward for speed, ordered by what their features do.
 
-The protocol is fixed here, before any result:
+The protocol is fixed here, before any score was computed:
 
 1. **Measured speed.** Every driver drives the same 100 seeds. An episode's speed is the mean of the
    metric ``speed`` over its steps, a driver's the mean over episodes with Student's interval.
@@ -20,9 +20,10 @@ The protocol is fixed here, before any result:
    without these features.
 6. **Controls**: as many other eligible features of equal density, drawn often; and the mean
    advantage of FASTER itself, for which no feature is needed.
-   Declared as secondary before any result: the same score with every feature whose rule names
-   ``speed``, whatever its verdict; and, on request, the other training seeds.
-7. **The order**: Spearman's ρ between score and measured speed over the drivers, with its exact
+7. **Secondary**, declared after a timing run had shown how many claims one driver has on a fifth of
+   the episodes: the same score with every feature whose rule names ``speed``, whatever its verdict;
+   and, on request, the other training seeds.
+8. **The order**: Spearman's ρ between score and measured speed over the drivers, with its exact
    permutation p, one-sided as the prediction is (more push towards FASTER, more speed). Only pairs
    whose speed intervals are disjoint must agree.
 """

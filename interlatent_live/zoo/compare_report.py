@@ -54,7 +54,9 @@ def markdown(made: dict[str, Any]) -> list[str]:
         (
             f"Made by `{made['command']}`; do not edit. {made['environment']}, hook point "
             f"`{made['hook_point']}`. The protocol stands in `interlatent_live/zoo/compare.py` and "
-            "was fixed before there was a result."
+            "was fixed before any score was computed; a timing run on a fifth of the episodes had "
+            "shown how many claims one driver has, and the score over every rule that names speed "
+            "was declared as secondary after that."
         ),
         "",
         *_outcome(made),
@@ -78,6 +80,7 @@ def _outcome(made: dict[str, Any]) -> list[str]:
         "",
         f"- The order by speed-claimed features is **{made['verdict']}**: {_order_words(order)}.",
         f"- Raw values alone, without any feature: {_order_words(raw)}.",
+        f"- The same in units of value: {_order_words(made['orders']['advantage_in_value'])}.",
         f"- Random features of equal density: {_random_words(made['random']['random'])}.",
         (
             f"- The speed asked for: {_order_words(made['orders']['asked'])}; random features: "
@@ -88,7 +91,7 @@ def _outcome(made: dict[str, Any]) -> list[str]:
         lines.append("- Raw values order the drivers at least as well: features add no order here.")
     without = [one["name"] for one in made["drivers"] if not one["features"]]
     if without:
-        lines.append(f"- No verified speed claim, and so a score of 0: {', '.join(without)}. ")
+        lines.append(f"- No verified speed claim, and so a score of 0: {', '.join(without)}.")
     inside = [
         one["name"]
         for one in made["drivers"]
@@ -137,7 +140,7 @@ def _scored(made: dict[str, Any]) -> list[str]:
             "proposed from. Score: mean advantage of FASTER minus the same without the "
             "speed-claimed features, in units of the driver's own spread of advantages (root mean "
             "square); intervals by bootstrap over seeds. Random: as many other eligible features "
-            f"of equal density, {made['control_draws']} draws, and how many of them are below."
+            f"of equal density, {made['control_draws']} draws, and the share that it is above."
         ),
         "",
         (
@@ -148,7 +151,7 @@ def _scored(made: dict[str, Any]) -> list[str]:
         *(
             f"| {one['name']} | {one['verified']} of {one['eligible']} | {one['features']} | "
             f"{_bounds(one['score'], 3)} | {_bounds(one['random'], 3)} | "
-            f"{one['random']['percentile']:.0%} | {_bounds(one['asked'], 3)} | "
+            f"{_above(one)} | {_bounds(one['asked'], 3)} | "
             f"{one['changed_actions']:.0%} | {_bounds(one['advantage'], 3)} |"
             for one in _by_speed(made)
         ),
@@ -237,6 +240,10 @@ def _random_words(random: dict[str, Any]) -> str:
 def _bounds(interval: dict[str, Any], digits: int) -> str:
     value, low, high = (f"{interval[key]:.{digits}f}" for key in ("value", "low", "high"))
     return f"{value} [{low}, {high}]"
+
+
+def _above(one: dict[str, Any]) -> str:
+    return f"{one['random']['percentile']:.0%}" if one["features"] else "–"
 
 
 def _figure(value: float | None, digits: int) -> str:

@@ -1,6 +1,7 @@
 """The comparison of drivers on a small made-up bank, and two real drives."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -121,6 +122,13 @@ def test_the_report_says_what_was_found_and_what_not(compared, tmp_path):
     none = json.loads(json.dumps(made))
     none["drivers"][0] |= {"features": 0, "shown": []}
     assert "No verified speed claim, and so a score of 0: highway-0.4" in "\n".join(markdown(none))
+
+
+def test_the_committed_report_is_what_its_figures_say():
+    folder = Path(__file__).parents[2] / "docs" / "zoo"
+    made = json.loads((folder / "drivers.json").read_text(encoding="utf-8"))
+    assert (folder / "drivers.md").read_text(encoding="utf-8") == "\n".join(markdown(made)) + "\n"
+    assert all(len(one["by_episode"]["speed"]) >= 100 for one in made["drivers"])
 
 
 def test_an_order_is_found_only_when_every_pair_that_must_agree_does():
