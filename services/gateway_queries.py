@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -16,13 +17,12 @@ from interlatent_live.errors import UserError, WireError
 from interlatent_live.queries import messages as m
 from interlatent_live.queries.codec import (
     decode_reply,
-    decode_request,
     encode_answer,
     encode_refusal,
     encode_request,
-    request_id,
 )
 from interlatent_live.queries.paging import page_of_list
+from interlatent_live.services.querying import understood
 from interlatent_live.wire.security import Domain
 from interlatent_live.wire.sockets import receive_from, receive_message, send_message, send_to
 
@@ -106,11 +106,8 @@ class QueryRelay:
         self._front.close()
 
     def _take(self, peer: bytes, frames: list[bytes | memoryview], newest_run: str) -> None:
-        try:
-            request = decode_request(frames)
-        except WireError as error:
-            number = request_id(frames[0]) if len(frames) == 1 else 0
-            self._refuse(peer, number, error.reason, str(error))
+        request = understood(frames, partial(self._refuse, peer))
+        if request is None:
             return
         if len(self._asked) >= MOST_WAITING:
             self._refuse(peer, request.id, "busy", "the statistics are busy; ask again")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from interlatent_live.errors import UserError, WireError
@@ -22,6 +23,8 @@ from interlatent_live.wire.security import Domain
 from interlatent_live.wire.sockets import receive_from, send_to
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from interlatent_live.queries.answering import Answerer
     from interlatent_live.queries.messages import Request
     from interlatent_live.services.network import Network
@@ -30,6 +33,23 @@ MOST_WAITING: Final = 64
 MOST_PER_ASKER: Final = 8
 SHARE: Final = 0.25
 """Of the time, while rows wait."""
+
+
+def understood(
+    frames: list[bytes | memoryview], refuse: Callable[[int, str, str], None]
+) -> Request | None:
+    """The question of a message; one that is not understood is refused by ``refuse``.
+
+    Args:
+        frames: of the message.
+        refuse: takes the question's number, 0 where it has none, the reason's word, a sentence.
+    """
+    try:
+        return decode_request(frames)
+    except WireError as error:
+        number = request_id(frames[0]) if len(frames) == 1 else 0
+        refuse(number, error.reason, str(error))
+        return None
 
 
 class QueryServer:
@@ -73,11 +93,8 @@ class QueryServer:
         self.socket.close()
 
     def _take(self, peer: bytes, frames: list[bytes | memoryview]) -> None:
-        try:
-            request = decode_request(frames)
-        except WireError as error:
-            number = request_id(frames[0]) if len(frames) == 1 else 0
-            self._refuse(peer, number, error.reason, str(error))
+        request = understood(frames, partial(self._refuse, peer))
+        if request is None:
             return
         own = sum(1 for other, _ in self._waiting if other == peer)
         if len(self._waiting) >= MOST_WAITING or own >= MOST_PER_ASKER:
