@@ -39,7 +39,7 @@ browser:        ## look at the page with a real Chromium
 	$(BIN)/pytest -m browser
 
 operations:     ## check what operators deploy, with Prometheus, linters and schemas
-	$(BIN)/pip install -c constraints.txt -e ".[operations,site]"
+	$(BIN)/pip install -c constraints.txt -e ".[operations,rerun,site]"
 	$(BIN)/pytest -m operations
 
 postgresql:     ## test the store on a PostgreSQL server of its own (needs Debian's postgresql)

@@ -25,7 +25,7 @@ HEADER = (
 )
 
 
-EXTRAS = frozenset({"dev", "operations", "site", "postgres"})
+EXTRAS = frozenset({"dev", "operations", "site", "postgres", "rerun"})
 """With what ``dev`` names: atari, box2d, highway, mujoco, pictures, plots, sb3."""
 
 

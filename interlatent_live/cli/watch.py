@@ -31,6 +31,16 @@ def watch(
     every_step: Annotated[
         bool, typer.Option(help="With --json: every feature batch, not only four a second.")
     ] = False,
+    rerun: Annotated[
+        str | None,
+        typer.Option(
+            help="Log to Rerun instead (extra rerun): a new file that ends in .rrd, or a viewer's "
+            "address such as rerun+http://127.0.0.1:9876/proxy."
+        ),
+    ] = None,
+    features: Annotated[
+        int, typer.Option(help="With --rerun: features of a hook point that are logged.", min=1)
+    ] = 16,
     seconds: Annotated[
         float | None, typer.Option(help="Stop after so many seconds.", min=0.0)
     ] = None,
@@ -43,11 +53,14 @@ def watch(
     from interlatent_live.config import load_settings
     from interlatent_live.feed.client import FeedClient
 
-    endpoints = tuple(endpoint or load_settings(config).endpoints.feeds())
+    named = None if endpoint else load_settings(config).endpoints
+    endpoints = tuple(endpoint or ()) if named is None else named.feeds()
     until = None if seconds is None else time.monotonic() + seconds
     with FeedClient(endpoints) as client:
         try:
-            if as_json:
+            if rerun is not None:
+                _to_rerun(client, until, rerun, features, named.pictures_feed if named else None)
+            elif as_json:
                 _json_lines(client, until, every_step=every_step)
             else:
                 _screen(client, until, env)
@@ -70,6 +83,24 @@ def _screen(client: Any, until: float | None, env: int) -> None:
                 state.take(event)
             room = room_for(console.height)
             live.update(render(state, env=env, room=room), refresh=True)
+
+
+def _to_rerun(
+    client: Any, until: float | None, target: str, features: int, pictures: str | None
+) -> None:
+    from contextlib import ExitStack
+
+    from interlatent_live.feed.pictures import PictureClient
+    from interlatent_live.feed.rerun_sink import RerunSink, open_stream
+
+    with ExitStack() as stack:
+        sink = stack.enter_context(RerunSink(open_stream(target), features))
+        eye = None if pictures is None else stack.enter_context(PictureClient(pictures))
+        while until is None or time.monotonic() < until:
+            for event in client.events(1 / REDRAWS_PER_S):
+                sink.take(event)
+            for picture in () if eye is None else eye.pictures():
+                sink.picture(picture)
 
 
 def _json_lines(client: Any, until: float | None, *, every_step: bool) -> None:

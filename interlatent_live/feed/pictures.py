@@ -1,0 +1,75 @@
+"""A viewer's end of the pictures that agents send: the console passes them on to whoever listens.
+
+Few, small, and the first to be dropped: who is too slow for them gets fewer.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Self
+
+import zmq
+
+from interlatent_live.console.pictures import LIMITS, PASSING, TOPIC
+from interlatent_live.errors import WireError
+from interlatent_live.wire.codec import decode
+from interlatent_live.wire.messages import Picture
+from interlatent_live.wire.sockets import connect_subscriber, receive_message
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+
+    from interlatent_live.wire.keys import ClientKeys
+
+MOST_AT_ONCE = 64
+
+
+class PictureClient:
+    """Pictures of every agent of a system.
+
+    Args:
+        endpoint: ``endpoints.pictures_feed``.
+        keys: a viewer's key, for a feed beyond this machine.
+
+    Raises:
+        UserError: when the endpoint is beyond this machine and there are no keys.
+    """
+
+    def __init__(self, endpoint: str, *, keys: ClientKeys | None = None) -> None:
+        self.refused = 0
+        self._context = zmq.Context()
+        self._socket = connect_subscriber(
+            self._context, endpoint, [TOPIC], keys=keys, tuning=PASSING
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+        self._context.term()
+
+    def pictures(self) -> Iterator[Picture]:
+        """Those that have come; what is none is counted."""
+        for _ in range(MOST_AT_ONCE):
+            frames = receive_message(self._socket)
+            if frames is None:
+                return
+            try:
+                message = decode(frames[1:], LIMITS)
+            except WireError:
+                self.refused += 1
+                continue
+            if isinstance(message, Picture):
+                yield message
+            else:
+                self.refused += 1
