@@ -19,14 +19,17 @@ from typing import TYPE_CHECKING, Final, cast
 import torch
 from torch import nn
 
-from interlatent_live.errors import CorruptFileError
+from interlatent_live.errors import CorruptFileError, UserError
 from interlatent_live.policies.mlp import MlpPolicy
 from interlatent_live.policies.recurrent_spec import MEMORY, RecurrentSpec
 from interlatent_live.policies.spec import Activation, Output
+from interlatent_live.policies.torchscript import load_script
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
+_CHECKED_STEPS: Final = 32
 EPISODES_KEPT: Final = 4096
 """Those heard of longest ago are forgotten: 4 MB at a width of 64."""
 
@@ -79,6 +82,10 @@ class RecurrentPolicy(MlpPolicy):
             return self.layers_from(self.spec.hook_points().index(hook_point))
         return super().tail_from(hook_point)
 
+    def forget(self) -> None:
+        """Remember no episode."""
+        self._kept.clear()
+
     def _before(self, episode: float, step: float) -> torch.Tensor:
         """The memory [2, width] that a step starts from."""
         kept = self._kept.get(episode)
@@ -89,6 +96,45 @@ class RecurrentPolicy(MlpPolicy):
                 return kept.after
         weight = self.head.weight
         return torch.zeros(2, self.memory.hidden_size, dtype=weight.dtype, device=weight.device)
+
+
+def recurrent_from_script(path: Path, *, bound: float) -> RecurrentPolicy:
+    """The actor in a TorchScript file of legged_gym's ``PolicyExporterLSTM``, as one to be hooked.
+
+    Such a script keeps one memory for one robot, and PyTorch refuses hooks on it. What is returned
+    gives the script's own outputs, bit for bit, over a sequence of random observations.
+
+    Args:
+        path: the file, such as unitree_rl_gym's ``motion.pt``.
+        bound: actions are clipped to ± it.
+
+    Raises:
+        UserError: when there is no such file, or the script does something else besides.
+        CorruptFileError: when the file is no intact script, or holds no such actor.
+    """
+    script = load_script(path)
+    tensors = {
+        name: tensor
+        for name, tensor in script.state_dict().items()
+        if name.startswith((f"{MEMORY}.", "actor."))
+    }
+    kinds = {name: module.original_name for name, module in script.named_modules()}
+    try:
+        activation = Activation(kinds.get("actor.1", "ELU").lower())
+    except ValueError as error:
+        raise UserError(f"{path} cannot be rebuilt: its actor has {kinds['actor.1']}") from error
+    policy = recurrent_from_rsl_rl(tensors, activation=activation, bound=bound)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for step in range(_CHECKED_STEPS):
+            x = torch.randn(1, policy.spec.memory_inputs, generator=generator)
+            if not torch.equal(policy(torch.cat([x, torch.tensor([[0.5, step]])], 1)), script(x)):
+                raise UserError(
+                    f"{path} cannot be rebuilt: an LSTM and the actor behind it do not give the "
+                    f"script's own outputs (step {step}); write the network as a torch.nn.Module"
+                )
+    policy.forget()
+    return policy
 
 
 def recurrent_from_rsl_rl(

@@ -61,6 +61,23 @@ def rebuild_torchscript(path: Path) -> nn.Module:
             that gives the script's own outputs, bit for bit.
         CorruptFileError: when the file is no intact script.
     """
+    script = load_script(path)
+    for candidate in _candidates(path, script):
+        if _same(candidate, script):
+            return candidate
+    raise UserError(
+        f"{path} cannot be rebuilt: its modules one after another, with the usual activations "
+        f"between them, do not give the script's own outputs; {_REMEDY}"
+    )
+
+
+def load_script(path: Path) -> Any:
+    """The script in a file, in evaluation mode on the CPU.
+
+    Raises:
+        UserError: when there is no such file.
+        CorruptFileError: when the file is no intact script.
+    """
     if not path.is_file():
         raise UserError(f"there is no TorchScript file {path}")
     try:
@@ -72,13 +89,7 @@ def rebuild_torchscript(path: Path) -> nn.Module:
         reason = str(error).strip().split("\n", maxsplit=1)[0]
         raise CorruptFileError(f"{path} is no intact TorchScript file: {reason}") from error
     script.eval()
-    for candidate in _candidates(path, script):
-        if _same(candidate, script):
-            return candidate
-    raise UserError(
-        f"{path} cannot be rebuilt: its modules one after another, with the usual activations "
-        f"between them, do not give the script's own outputs; {_REMEDY}"
-    )
+    return script
 
 
 def _candidates(path: Path, script: Any) -> Iterator[nn.Module]:

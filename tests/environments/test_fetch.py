@@ -32,7 +32,7 @@ def test_the_policy_reaches_its_goals_as_it_was_measured_to():
         while not ended:
             far.append(float(columns(obs)["goal_distance"][0]))
             obs, reward, _, ended, _ = env.step(policy.act(obs[None])[0])
-            gripper = base._get_gripper_xpos()
+            gripper = base.data.site("robot0:grip").xpos
             assert columns(obs)["goal_distance"][0] == pytest.approx(
                 np.linalg.norm(gripper - base.goal), abs=2e-3
             )

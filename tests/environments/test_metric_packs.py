@@ -11,6 +11,7 @@ from hypothesis.extra.numpy import arrays
 from interlatent_live.environments.arcade import MSPACMAN_PIXELS, MSPACMAN_RAM
 from interlatent_live.environments.driving import HIGHWAY_FAST
 from interlatent_live.environments.families import cartpole
+from interlatent_live.environments.families.fetch import FETCH_REACH
 from interlatent_live.environments.metric_packs import (
     FAMILIES,
     OutputKind,
@@ -28,6 +29,7 @@ PACKAGE = {
     "CartPole-v1": "gymnasium",
     MSPACMAN_RAM: "ale_py",
     HIGHWAY_FAST: "highway_env",
+    FETCH_REACH: "gymnasium_robotics",
 }
 MISSING_AT_TIMES = {MSPACMAN_RAM, MSPACMAN_PIXELS, HIGHWAY_FAST}
 """Packs with distances to what need not be there."""

@@ -83,7 +83,12 @@ def test_every_policy_carries_its_licence(name):
     root = resources.files("interlatent_live.data") / "policies" / name
     text = (root / LICENCE).read_text(encoding="utf-8")
     licence = load_policy(name).provenance.licence
-    assert {"MIT": "Permission is hereby granted", "Apache-2.0": "Apache License"}[licence] in text
+    words = {
+        "MIT": "Permission is hereby granted",
+        "Apache-2.0": "Apache License",
+        "BSD-3-Clause": "Redistribution and use",
+    }
+    assert words[licence] in text
 
 
 def test_saving_and_loading_is_the_identity(folder):

@@ -7,17 +7,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from interlatent_live.agent.hooks import resolve
-from interlatent_live.errors import CorruptFileError
+from interlatent_live.errors import CorruptFileError, UserError
 from interlatent_live.policies.files import Provenance, load_folder, load_policy, save_policy
+from interlatent_live.policies.hashing import policy_hash
 from interlatent_live.policies.recurrent import (
     EPISODES_KEPT,
     RecurrentPolicy,
     recurrent_from_rsl_rl,
+    recurrent_from_script,
 )
 from interlatent_live.policies.recurrent_spec import RecurrentSpec
 from interlatent_live.policies.spec import Activation, Output
+from interlatent_live.policies.torchscript import rebuild_torchscript
 from interlatent_live.transcoders.capture import Capture
 
 INPUTS, WIDTH, ACTIONS = 5, 6, 2
@@ -82,7 +86,7 @@ def test_a_reset_forgets_and_so_does_a_policy_that_joins_late():
     policy(at[1])
     assert torch.equal(policy(at[0]), fresh)
     joined = copy.deepcopy(policy)
-    joined._kept.clear()
+    joined.forget()
     alone = in_one_go(policy, x[2:])
     assert torch.allclose(joined(at[2]), alone, atol=1e-6)
     policy(at[1])
@@ -126,6 +130,42 @@ def test_a_folder_gives_the_same_policy_back(tmp_path):
     assert loaded.policy_hash == saved.policy_hash
     assert loaded.module.spec == policy.spec
     assert isinstance(loaded.module, RecurrentPolicy)
+
+
+class Exported(nn.Module):
+    """As legged_gym's PolicyExporterLSTM: one memory, kept in buffers."""
+
+    def __init__(self, policy, twice):
+        super().__init__()
+        self.actor = nn.Sequential(policy.hidden[0].linear, nn.ELU(), policy.head)
+        self.memory = nn.LSTM(INPUTS, WIDTH)
+        self.memory.load_state_dict(policy.memory.state_dict())
+        self.twice: int = twice
+        self.register_buffer("hidden_state", torch.zeros(1, 1, WIDTH))
+        self.register_buffer("cell_state", torch.zeros(1, 1, WIDTH))
+
+    def forward(self, x):
+        out, (h, c) = self.memory(x.unsqueeze(0), (self.hidden_state, self.cell_state))
+        self.hidden_state[:] = h
+        self.cell_state[:] = c
+        return self.actor(out.squeeze(0)) * self.twice
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_script_with_a_memory_is_rebuilt_and_can_be_hooked(tmp_path):
+    policy, path = made(3), tmp_path / "motion.pt"
+    torch.jit.save(torch.jit.script(Exported(policy, 1).eval()), path)
+    with pytest.raises(UserError, match="tensors of its own"):
+        rebuild_torchscript(path)
+    script = torch.jit.load(path)
+    with pytest.raises(UserError, match="TorchScript module, on which PyTorch refuses"):
+        resolve(script, ["memory"])
+    rebuilt = recurrent_from_script(path, bound=1.0)
+    assert policy_hash(rebuilt) == policy_hash(policy)
+    assert not rebuilt._kept
+    torch.jit.save(torch.jit.script(Exported(policy, 2).eval()), path)
+    with pytest.raises(UserError, match=r"do not give the script's own outputs \(step 0\)"):
+        recurrent_from_script(path, bound=1.0)
 
 
 def test_tensors_of_another_network_are_refused():
