@@ -27,7 +27,8 @@ def unitree_g1(*, render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
     Raises:
         UserError: when MuJoCo is not installed.
     """
-    return _robots().UnitreeG1(render_mode=render_mode)
+    robot: gymnasium.Env[Any, Any] = _robots().UnitreeG1(render_mode=render_mode)
+    return robot
 
 
 def unitree_g1_legs(*, render_mode: str | None = None) -> gymnasium.Env[Any, Any]:
@@ -36,7 +37,8 @@ def unitree_g1_legs(*, render_mode: str | None = None) -> gymnasium.Env[Any, Any
     Raises:
         UserError: when MuJoCo is not installed.
     """
-    return _robots().UnitreeG1Legs(render_mode=render_mode)
+    robot: gymnasium.Env[Any, Any] = _robots().UnitreeG1Legs(render_mode=render_mode)
+    return robot
 
 
 def _robots() -> Any:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from copy import copy
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import mujoco
 import numpy as np
@@ -66,7 +66,7 @@ class WalkingRobot(MujocoEnv):
         render_mode: ``"rgb_array"`` or None.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {
+    metadata: dict[str, Any] = {  # noqa: RUF012 - Gymnasium declares it so
         "render_modes": ["rgb_array", "rgbd_tuple", "depth_array", "human"],
         "render_fps": CONTROL_HZ,
     }
@@ -91,7 +91,7 @@ class WalkingRobot(MujocoEnv):
             height=OFFSCREEN,
             default_camera_config={"distance": 2.2, "trackbodyid": 1, "elevation": -15.0},
         )
-        self.action_space = Box(-bound, bound, (n,), np.float32)
+        self.action_space = self._actions = Box(-bound, bound, (n,), np.float32)
         self._rest = np.array(layout.rest)
         back, forward, sideways, turn = reach
         self._low = np.array([-back, -sideways, -turn])
@@ -112,7 +112,8 @@ class WalkingRobot(MujocoEnv):
         """Stand at rest and draw a command; ``options={"command": (vx, vy, turn)}`` keeps one."""
         told = None if options is None else options.get("command")
         self._told = None if told is None else np.asarray(told, np.float64)
-        return super().reset(seed=seed)
+        obs, info = super().reset(seed=seed)
+        return obs, info
 
     def reset_model(self) -> NDArray[np.float64]:
         """At rest, every joint within ± 0.05 rad of it, turned to any side."""
@@ -123,16 +124,14 @@ class WalkingRobot(MujocoEnv):
         self._last = np.zeros(len(self._rest))
         self._t = 0
         self._command = self._drawn()
-        self.set_state(qpos, qvel)
+        self.set_state(qpos, qvel)  # type: ignore[no-untyped-call] # Gymnasium has no types there
         return self._get_obs()
 
-    def step(
+    def step(  # type: ignore[override] # Gymnasium means no NumPy scalars
         self, action: NDArray[np.float32]
     ) -> tuple[NDArray[np.float64], float, bool, bool, dict[str, Any]]:
         """20 ms towards the joint targets that the action [n] means."""
-        self._last = np.clip(
-            np.asarray(action, np.float64), self.action_space.low, self.action_space.high
-        )
+        self._last = np.clip(np.asarray(action, np.float64), self._actions.low, self._actions.high)
         self.do_simulation(self._target(self._last), self.frame_skip)
         self._t += 1
         velocity, gyro = self._velocities()
@@ -142,7 +141,7 @@ class WalkingRobot(MujocoEnv):
         if self._t % (COMMAND_S * CONTROL_HZ) == 0:
             self._command = self._drawn()
         if self.render_mode == "human":
-            self.render()
+            self.render()  # type: ignore[no-untyped-call] # likewise
         return self._get_obs(), reward, self._fallen(), False, {}
 
     def _drawn(self) -> NDArray[np.float64]:
