@@ -15,11 +15,12 @@ import logging
 import os
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import zmq
 
+from interlatent_live.closing import Closing
 from interlatent_live.errors import UserError
 from interlatent_live.wire.codec import encode_picture
 from interlatent_live.wire.messages import Picture
@@ -48,7 +49,7 @@ TUNING: Final = SocketTuning(
 )
 
 
-class Pictures:
+class Pictures(Closing):
     """Takes pictures from the acting thread; a context manager.
 
     Args:
@@ -90,12 +91,6 @@ class Pictures:
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="interlatent-pictures", daemon=True)
         self._thread.start()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     @property
     def due(self) -> bool:

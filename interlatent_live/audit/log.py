@@ -19,7 +19,7 @@ import secrets
 import time
 from dataclasses import dataclass
 from threading import Lock
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final
 
 from interlatent_live.audit.chain import (
     GENESIS,
@@ -30,12 +30,12 @@ from interlatent_live.audit.chain import (
     parse,
     verified,
 )
+from interlatent_live.closing import Closing
 from interlatent_live.errors import CorruptFileError, UserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
-    from types import TracebackType
 
 LOG: Final = "audit.jsonl"
 STATE: Final = "state.json"
@@ -45,7 +45,7 @@ _LIVE_TRIES: Final = 5
 _LIVE_PAUSE_S: Final = 0.02
 
 
-class AuditLog:
+class AuditLog(Closing):
     """An open audit; one process at a time, any number of threads.
 
     Raises:
@@ -121,17 +121,6 @@ class AuditLog:
                 os.close(self._fd)
                 self._fd = -1
                 self._failed = True
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     # -- opening --------------------------------------------------------------------------------
 

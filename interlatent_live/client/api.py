@@ -11,10 +11,10 @@ import msgspec
 from interlatent_live.client import values as v
 from interlatent_live.client.errors import ConsoleError, nobody, refusal
 from interlatent_live.client.feeds import Transport, feed_over
+from interlatent_live.closing import Closing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
-    from types import TracebackType
 
     from interlatent_live.client.feeds import FeedItem, Missed
     from interlatent_live.config import Settings
@@ -25,7 +25,7 @@ PREFIX: Final = "/api/v1"
 PAGE: Final = 200
 
 
-class ConsoleClient:
+class ConsoleClient(Closing):
     """Speaks to one console. Not thread-safe; make one for each thread.
 
     Args:
@@ -51,17 +51,6 @@ class ConsoleClient:
 
         url = f"http://{settings.console.http}"
         return cls(url, token=lambda: load_token(state_folder(settings)), timeout_s=timeout_s)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Give connections back."""

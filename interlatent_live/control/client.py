@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import time
 import uuid
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import zmq
 
+from interlatent_live.closing import Closing
 from interlatent_live.control.commands import Command, Operation
 from interlatent_live.control.wire import (
     AgentsShown,
@@ -28,14 +29,12 @@ from interlatent_live.errors import UserError, WireError
 from interlatent_live.wire.sockets import connect_dealer, receive_message, send_message
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from interlatent_live.control.commands import Change
     from interlatent_live.control.wire import AgentShown
     from interlatent_live.wire.keys import ClientKeys
 
 
-class ControlClient:
+class ControlClient(Closing):
     """Asks and commands; a context manager.
 
     Args:
@@ -69,17 +68,6 @@ class ControlClient:
         self._envelope = Envelope(key, out=Way.FROM_OPERATOR, into=Way.TO_OPERATOR)
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self._socket = connect_dealer(self._context, endpoint, keys=keys)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the connection; leases that were held run out."""

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import msgspec
 import zmq
 
+from interlatent_live.closing import Closing
 from interlatent_live.errors import WireError
 from interlatent_live.feed.documents import Topic, parse_document
 from interlatent_live.wire.codec import decode
@@ -22,7 +23,6 @@ from interlatent_live.wire.sockets import connect_subscriber, receive_message
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from types import TracebackType
 
     from interlatent_live.stream import FeatureBatch
     from interlatent_live.wire.keys import ClientKeys
@@ -47,7 +47,7 @@ class FeedCounters:
     refused: dict[str, int] = field(default_factory=dict)
 
 
-class FeedClient:
+class FeedClient(Closing):
     """A viewer of one system's feeds.
 
     Args:
@@ -77,17 +77,6 @@ class FeedClient:
             socket = connect_subscriber(self._context, endpoint, words, keys=keys)
             self._poller.register(socket, zmq.POLLIN)
             self._sockets.append(socket)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the sockets; pending messages are dropped."""

@@ -5,10 +5,11 @@ Few, small, and the first to be dropped: who is too slow for them gets fewer.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import zmq
 
+from interlatent_live.closing import Closing
 from interlatent_live.console.pictures import LIMITS, PASSING, TOPIC
 from interlatent_live.errors import WireError
 from interlatent_live.wire.codec import decode
@@ -17,14 +18,13 @@ from interlatent_live.wire.sockets import connect_subscriber, receive_message
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import TracebackType
 
     from interlatent_live.wire.keys import ClientKeys
 
 MOST_AT_ONCE = 64
 
 
-class PictureClient:
+class PictureClient(Closing):
     """Pictures of every agent of a system.
 
     Args:
@@ -41,17 +41,6 @@ class PictureClient:
         self._socket = connect_subscriber(
             self._context, endpoint, [TOPIC], keys=keys, tuning=PASSING
         )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the socket."""

@@ -12,12 +12,13 @@ time is a :class:`UserError` that names the endpoint; an answer that comes later
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 import numpy as np
 import zmq
 
+from interlatent_live.closing import Closing
 from interlatent_live.errors import UserError, WireError
 from interlatent_live.queries import messages as m
 from interlatent_live.queries.codec import decode_reply, encode_request
@@ -26,7 +27,6 @@ from interlatent_live.wire.sockets import connect_dealer, receive_message, send_
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-    from types import TracebackType
 
     from numpy.typing import NDArray
 
@@ -39,7 +39,7 @@ TABLE_FEATURES: Final = 2048
 """Features asked for at once in an export."""
 
 
-class StatisticsClient:
+class StatisticsClient(Closing):
     """Asks one correlator.
 
     Args:
@@ -63,17 +63,6 @@ class StatisticsClient:
         except BaseException:
             self._context.term()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the socket."""

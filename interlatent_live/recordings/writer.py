@@ -13,12 +13,13 @@ import json
 import os
 import time
 from enum import StrEnum
-from typing import IO, TYPE_CHECKING, Any, Final, Self, cast
+from typing import IO, TYPE_CHECKING, Any, Final, cast
 
 import msgspec
 from mcap.writer import CompressionType, Writer
 
 from interlatent_live import __version__
+from interlatent_live.closing import Closing
 from interlatent_live.errors import UserError
 from interlatent_live.recordings.framing import join_frames
 from interlatent_live.wire.codec import decode
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from io import FileIO
     from pathlib import Path
-    from types import TracebackType
 
     from interlatent_live.wire.messages import WireMessage
 
@@ -77,7 +77,7 @@ _HEADERS: Final[Mapping[str, type[msgspec.Struct]]] = {
 }
 
 
-class RecordingWriter:
+class RecordingWriter(Closing):
     """Writes one recording.
 
     Args:
@@ -233,17 +233,6 @@ class RecordingWriter:
             raise self._failure(error) from error
         finally:
             self._abandon()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _guard_start(self, provenance: Mapping[str, str]) -> None:
         try:
