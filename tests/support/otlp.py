@@ -1,10 +1,10 @@
 """A collector on loopback that takes spans by OTLP over HTTP, and fails in the ways they do."""
 
-import http.server
-import threading
 from dataclasses import dataclass
 
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2 as service_pb2
+
+from tests.support.http_server import LocalServer, QuietHandler
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Seen:
     error: str
 
 
-class Collector:
+class Collector(LocalServer):
     """``script``: statuses of the next answers, 200 afterwards; ``rejects`` of every request."""
 
     def __init__(self, *script, rejects=0):
@@ -30,9 +30,8 @@ class Collector:
         self.requests: list[tuple[str, dict, int]] = []
         outer = self
 
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_POST(self):
-                body = self.rfile.read(int(self.headers["Content-Length"]))
+        class Handler(QuietHandler):
+            def posted(self, body):
                 status = outer.script.pop(0) if outer.script else 200
                 outer.requests.append((self.path, dict(self.headers), status))
                 if status == 200:
@@ -41,27 +40,9 @@ class Collector:
                 if rejects:
                     answer.partial_success.rejected_spans = rejects
                     answer.partial_success.error_message = "too many"
-                said = answer.SerializeToString()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(said)))
-                self.end_headers()
-                self.wfile.write(said)
+                self.answer(status, answer.SerializeToString())
 
-            def log_message(self, *words):
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1/traces"
-        self._thread = threading.Thread(target=self.server.serve_forever, daemon=True)
-
-    def __enter__(self):
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error):
-        self.server.shutdown()
-        self.server.server_close()
+        super().__init__(Handler, "/v1/traces")
 
 
 def parsed(body):
