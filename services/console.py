@@ -22,8 +22,8 @@ from interlatent_live.console.history import StepHistory
 from interlatent_live.console.keeper import Keeper
 from interlatent_live.console.live import LiveHub
 from interlatent_live.console.metrics import HttpMetrics
-from interlatent_live.console.pictures import PASSING, TOPIC, PictureHub
 from interlatent_live.console.pictures import TUNING as PICTURE_TUNING
+from interlatent_live.console.pictures import PictureHub
 from interlatent_live.console.recordings_routes import RecordingReader
 from interlatent_live.console.secrets import load_token, request_key, state_folder
 from interlatent_live.console.serving import HttpServer
@@ -34,6 +34,7 @@ from interlatent_live.control.wire import control_key
 from interlatent_live.explanations.requests import open_answer, seal
 from interlatent_live.feed.client import FeedClient
 from interlatent_live.feed.documents import AgentsDocument, Topic
+from interlatent_live.feed.pictures import PASSING, TOPIC
 from interlatent_live.logs import get_logger
 from interlatent_live.queries.client import StatisticsClient
 from interlatent_live.services.control import audit_folder

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Final
 import zmq
 
 from interlatent_live import __version__
-from interlatent_live.console.pictures import PASSING, TOPIC
 from interlatent_live.errors import UserError, WireError
 from interlatent_live.feed.documents import Topic
+from interlatent_live.feed.pictures import PictureClient
 from interlatent_live.logs import get_logger
 from interlatent_live.recordings.origins import SETTINGS, settings_text
 from interlatent_live.recordings.recorder import Recorder, RecorderOptions
@@ -33,7 +33,7 @@ from interlatent_live.wire.security import Domain
 from interlatent_live.wire.sockets import connect_subscriber, receive_message
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from interlatent_live.config import Settings
     from interlatent_live.services.receiving import Received
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
 RECORDED_TOPICS: Final = (Topic.AGENTS, Topic.CLAIMS, Topic.NARRATION, Topic.ALERTS)
 DOCUMENTS_A_TURN: Final = 256
-PICTURES_A_TURN: Final = 16
 HOUSEKEEPING_S: Final = 1.0
 DAY_S: Final = 86_400.0
 
@@ -199,13 +198,10 @@ class FeedTap:
         keys: ClientKeys | None,
     ) -> None:
         words = [topic.value for topic in RECORDED_TOPICS]
-        context = network.context
-        self.sockets = [connect_subscriber(context, one, words, keys=keys) for one in endpoints]
-        self._eye = (
-            None
-            if pictures is None
-            else connect_subscriber(context, pictures, [TOPIC], keys=keys, tuning=PASSING)
-        )
+        self.sockets = [
+            connect_subscriber(network.context, one, words, keys=keys) for one in endpoints
+        ]
+        self._eye = None if pictures is None else PictureClient(pictures, keys=keys)
         self.missed = 0
         """Documents that a full queue, or a pause of ours, has cost."""
         self._next: dict[tuple[str, str], int] = {}
@@ -226,26 +222,17 @@ class FeedTap:
                 if isinstance(message, Document):
                     self._count(message)
                     found.append(message)
-        return [*found, *self._pictures()]
-
-    def _pictures(self) -> Iterator[Picture]:
-        """Pictures that are here; they come when they come, and wake nobody."""
-        for _ in range(PICTURES_A_TURN):
-            frames = None if self._eye is None else receive_message(self._eye)
-            if frames is None:
-                return
-            try:
-                message = decode(frames[1:])
-            except WireError:
-                continue
-            if isinstance(message, Picture):
-                yield message
+        if self._eye is not None:
+            # They come when they come, and wake nobody.
+            found += self._eye.pictures()
+        return found
 
     def close(self) -> None:
         """Close the sockets."""
-        for socket in (*self.sockets, self._eye):
-            if socket is not None:
-                socket.close()
+        for socket in self.sockets:
+            socket.close()
+        if self._eye is not None:
+            self._eye.close()
 
     def _count(self, document: Document) -> None:
         key = (document.source, document.topic)

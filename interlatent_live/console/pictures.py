@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Final
 from fastapi import APIRouter, HTTPException, Response
 
 from interlatent_live.errors import WireError
+from interlatent_live.feed.pictures import LARGEST, LIMITS
 from interlatent_live.wire.codec import decode
-from interlatent_live.wire.limits import Limits
 from interlatent_live.wire.messages import Picture
 from interlatent_live.wire.sockets import SocketTuning
 from interlatent_live.wire.speaking import may_speak
@@ -25,24 +25,14 @@ if TYPE_CHECKING:
 
     from interlatent_live.feed.documents import AgentsDocument, AgentStatus
 
-LARGEST: Final = 64 * 1024
-"""Bytes of a JPEG."""
 MOST_BOOTS: Final = 64
 STALE_S: Final = 60.0
 AGAIN_S: Final = 0.05
 """Pictures of one boot that come faster are passed over."""
 JPEG: Final = b"\xff\xd8\xff"
-LIMITS: Final = Limits(header_bytes=4096, body_bytes=LARGEST, picture_bytes=LARGEST)
 TUNING: Final = SocketTuning(
     receive_queue=2, receive_buffer=128 * 1024, largest_message=LARGEST + 8192
 )
-PASSING: Final = SocketTuning(
-    send_queue=8, receive_queue=8, send_buffer=128 * 1024, receive_buffer=128 * 1024,
-    largest_message=LARGEST + 8192,
-)  # fmt: skip
-"""Of the way on to a recorder, on either side: a few pictures, and then they are dropped."""
-TOPIC: Final = "frame/"
-"""What topics of pictures begin with, the boot follows: the word of their kind on the wire."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,23 +5,33 @@ Few, small, and the first to be dropped: who is too slow for them gets fewer.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import zmq
 
 from interlatent_live.closing import Closing
-from interlatent_live.console.pictures import LIMITS, PASSING, TOPIC
 from interlatent_live.errors import WireError
 from interlatent_live.wire.codec import decode
+from interlatent_live.wire.limits import Limits
 from interlatent_live.wire.messages import Picture
-from interlatent_live.wire.sockets import connect_subscriber, receive_message
+from interlatent_live.wire.sockets import SocketTuning, connect_subscriber, receive_message
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from interlatent_live.wire.keys import ClientKeys
 
-MOST_AT_ONCE = 64
+LARGEST: Final = 64 * 1024
+"""Bytes of a JPEG."""
+LIMITS: Final = Limits(header_bytes=4096, body_bytes=LARGEST, picture_bytes=LARGEST)
+PASSING: Final = SocketTuning(
+    send_queue=8, receive_queue=8, send_buffer=128 * 1024, receive_buffer=128 * 1024,
+    largest_message=LARGEST + 8192,
+)  # fmt: skip
+"""Of the way from the console on, on either side: a few pictures, and then they are dropped."""
+TOPIC: Final = "frame/"
+"""What topics of pictures begin with, the boot follows: the word of their kind on the wire."""
+MOST_AT_ONCE: Final = 16
 
 
 class PictureClient(Closing):

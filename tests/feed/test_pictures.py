@@ -4,8 +4,7 @@ import time
 
 import zmq
 
-from interlatent_live.console.pictures import TOPIC
-from interlatent_live.feed.pictures import PictureClient
+from interlatent_live.feed.pictures import TOPIC, PictureClient
 from interlatent_live.wire.codec import encode_picture
 from interlatent_live.wire.messages import Picture
 
