@@ -29,7 +29,7 @@ from interlatent_live.logs import get_logger
 from interlatent_live.pipeline.calibration import load_calibrations
 from interlatent_live.pipeline.explainer import ExplainerCore, Pace, calibrations_from
 from interlatent_live.pipeline.looks import load_looks
-from interlatent_live.pipeline.tracing import ClaimTraces
+from interlatent_live.pipeline.tracing import NO_CLAIMS, ClaimTraces
 from interlatent_live.services.explainer_metrics import ExplainerMetrics
 from interlatent_live.services.network import Network
 from interlatent_live.services.receiver_service import FeatureService
@@ -110,10 +110,10 @@ def _request_socket(settings: Settings, network: Network) -> RequestSocket | Non
 class ExplainerShell:
     """Threads and queues around the core."""
 
-    def __init__(self, settings: Settings, traces: ClaimTraces | None = None) -> None:
+    def __init__(self, settings: Settings, traces: ClaimTraces = NO_CLAIMS) -> None:
         options = settings.explainer
         self._log = get_logger("services.explainer")
-        self._traces = traces or ClaimTraces(0, lambda _: None)
+        self._traces = traces
         self._words = WriterThread(options, self._traces) if options.writer != "builtin" else None
         self._second_opinion = options.second_opinion
         if self._second_opinion and self._words is None:

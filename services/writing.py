@@ -21,7 +21,7 @@ from interlatent_live.explanations.scheduling import DraftCache, WriterQueue
 from interlatent_live.explanations.writers import LlmWriter, Usage, make_writer
 from interlatent_live.feed.documents import ClaimCost, CostsDocument
 from interlatent_live.logs import get_logger
-from interlatent_live.pipeline.tracing import ClaimTraces
+from interlatent_live.pipeline.tracing import NO_CLAIMS, ClaimTraces
 
 if TYPE_CHECKING:
     from interlatent_live.config import ExplainerSettings
@@ -60,8 +60,8 @@ class WriterThread:
         UserError: when the chosen writer lacks its key or model.
     """
 
-    def __init__(self, options: ExplainerSettings, traces: ClaimTraces | None = None) -> None:
-        self._traces = traces or ClaimTraces(0, lambda _: None)
+    def __init__(self, options: ExplainerSettings, traces: ClaimTraces = NO_CLAIMS) -> None:
+        self._traces = traces
         self._log = get_logger("services.writing")
         self._budget = Budget(Limits(dollars=options.money_limit))
         writer = make_writer(

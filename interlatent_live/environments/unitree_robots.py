@@ -66,6 +66,9 @@ class WalkingRobot(MujocoEnv):
         render_mode: ``"rgb_array"`` or None.
     """
 
+    ACTION_SCALE: float
+    """Radians away from the rest pose that an action of 1 means."""
+
     metadata: dict[str, Any] = {  # noqa: RUF012 - Gymnasium declares it so
         "render_modes": ["rgb_array", "rgbd_tuple", "depth_array", "human"],
         "render_fps": CONTROL_HZ,
@@ -176,7 +179,7 @@ class WalkingRobot(MujocoEnv):
         raise NotImplementedError
 
     def _target(self, action: NDArray[np.float64]) -> NDArray[np.float64]:
-        raise NotImplementedError
+        return self._rest + self.ACTION_SCALE * action
 
     def _gravity(self) -> NDArray[np.float64]:
         raise NotImplementedError
@@ -211,9 +214,6 @@ class UnitreeG1(WalkingRobot):
 
     def _start(self) -> NDArray[np.float64]:
         return np.array(self.model.key("knees_bent").qpos, np.float64)
-
-    def _target(self, action: NDArray[np.float64]) -> NDArray[np.float64]:
-        return self._rest + self.ACTION_SCALE * action
 
     def _gravity(self) -> NDArray[np.float64]:
         down: NDArray[np.float64] = -self.data.site_xmat[self._imu].reshape(3, 3)[2]
@@ -279,9 +279,6 @@ class UnitreeG1Legs(WalkingRobot):
         qpos = np.array(self.init_qpos, np.float64)
         qpos[7:] = self._rest
         return qpos
-
-    def _target(self, action: NDArray[np.float64]) -> NDArray[np.float64]:
-        return self._rest + self.ACTION_SCALE * action
 
     def _extra(self) -> NDArray[np.float64]:
         return np.array([self._episode, float(self._t)])

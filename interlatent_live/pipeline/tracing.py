@@ -327,6 +327,10 @@ class ClaimTraces:
             _put(self._known, (key, role), _Known(version, verdict, known.proposed))
 
 
+NO_CLAIMS: Final = ClaimTraces(0, lambda _: None)
+"""Traces nothing."""
+
+
 def _under(parent: SpanRef | None, *name: str) -> SpanRef:
     """A span of this name, in the parent's trace or, without one, in a trace of its own."""
     trace_id = _hashed(16, *name) if parent is None else parent.trace_id
